@@ -1,0 +1,205 @@
+//! What agents and deployed systems say, and what they are told.
+
+use std::fmt;
+
+use fleet::disk::{Disk, DiskRule};
+use fleet::ids::{Attempt, Digest, ImageName, NodeName};
+use fleet::node::{Beat, Progress};
+use fleet::post::{Network, Script};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A bearer token. Prints as `…` so that it does not end up in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(transparent)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// `POST /api/v1/agent/register`: the agent is up. Sent again until answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Register {
+    /// SMBIOS system UUID.
+    pub uuid: Option<Uuid>,
+    /// MAC addresses of all its interfaces.
+    pub macs: Vec<String>,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Logical processors.
+    pub processors: u32,
+    /// Vendor and product from SMBIOS.
+    pub product: String,
+    /// Disks, with what they hold now.
+    pub disks: Vec<Disk>,
+    /// Version of the agent.
+    pub agent_version: String,
+}
+
+/// What the agent is to do: the answer to [`Register`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Assignment {
+    /// Who the agent is.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub node: NodeName,
+    /// The attempt that every report must name.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub attempt: Attempt,
+    /// The image's name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub image: ImageName,
+    /// The image's digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Path on the controller of the image's manifest (JSON), read with the boot token.
+    pub manifest_path: String,
+    /// Announce URLs of the tracker.
+    pub trackers: Vec<String>,
+    /// Which disk may be written.
+    pub disk: DiskRule,
+    /// True where an earlier attempt or deployment wrote the disk: what it
+    /// holds is hashed first and kept where it is right.
+    pub keep_what_is_right: bool,
+    /// Memory for pieces in flight, in bytes.
+    pub memory_budget_bytes: u64,
+    /// How long to go on seeding after the image is complete while others
+    /// still fetch, in seconds.
+    pub linger_seconds: u32,
+    /// What makes the image this node's own.
+    pub post: PostPlan,
+}
+
+/// Post actions for one node, everything resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PostPlan {
+    /// Host name to set.
+    pub host_name: String,
+    /// Lines for root's `authorized_keys`; empty leaves the file as it is.
+    pub authorized_keys: Vec<String>,
+    /// Network configuration.
+    pub network: Network,
+    /// cloud-init NoCloud user-data, where a seed is wanted.
+    pub user_data: Option<String>,
+    /// Grow the root partition and its file system to the disk.
+    pub grow_root: bool,
+    /// The operator's own script.
+    pub script: Option<Script>,
+    /// Time limit of each built-in action, in seconds.
+    pub action_limit_seconds: u32,
+    /// Base URL of the controller for the monitoring daemon.
+    pub controller_url: String,
+    /// Token that the deployed system proves itself with.
+    pub node_token: Token,
+    /// Seconds between heartbeats.
+    pub heartbeat_seconds: u32,
+    /// Process names that the daemon watches.
+    pub watch_processes: Vec<String>,
+}
+
+/// `POST /api/v1/agent/report`: something happened on the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Report {
+    /// The attempt that the agent was given.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub attempt: Attempt,
+    /// What happened.
+    pub what: ReportKind,
+}
+
+/// What happened on the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ReportKind {
+    /// The agent is at work and has nothing else to say.
+    Alive,
+    /// The disk was chosen; fetching begins.
+    FetchStarted {
+        /// The disk's identity ([`Disk::identity`]).
+        disk: String,
+        /// Which disk, and what is lost on it.
+        text: String,
+    },
+    /// Fetching goes on; sent every second or two.
+    Progress(Progress),
+    /// Every byte is on the disk and verified.
+    ImageVerified {
+        /// Bytes moved and times, as a sentence.
+        text: String,
+    },
+    /// One post action ended well.
+    PostActionDone {
+        /// Its name.
+        action: String,
+        /// How long it took.
+        milliseconds: u64,
+        /// What it printed, the last 4 KiB.
+        output: String,
+    },
+    /// All is done; the machine reboots to its disk.
+    PostActionsDone,
+    /// Something failed; the attempt ends.
+    Failed {
+        /// Why, as a sentence that says what to do.
+        reason: String,
+        /// False where another attempt would fail alike.
+        retry: bool,
+    },
+}
+
+/// `POST /api/v1/agent/proof`, by the booted system with its node token: what
+/// it is. Sent again until it is accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Proof {
+    /// Digest of the image that was verified when it was written.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// Identity of the disk that the root file system is on, read now.
+    pub disk: String,
+    /// The attempt that wrote it.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub attempt: Attempt,
+    /// The kernel's boot id; differs with every boot.
+    pub boot_id: String,
+    /// Kernel release of the booted system.
+    pub kernel: String,
+}
+
+/// `POST /api/v1/agent/beat`, with the node token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Heartbeat {
+    /// What the daemon sees.
+    pub beat: Beat,
+}
+
+/// Written to `/etc/rackswarm/agent.json` of the deployed system, readable by
+/// root only: all that the monitoring daemon needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeployedConfig {
+    /// Who the node is.
+    pub node: NodeName,
+    /// Base URL of the controller.
+    pub controller_url: String,
+    /// Token for proof and heartbeats.
+    pub node_token: Token,
+    /// Digest of the image that was verified when it was written.
+    pub digest: Digest,
+    /// The attempt that wrote it.
+    pub attempt: Attempt,
+    /// Seconds between heartbeats.
+    pub heartbeat_seconds: u32,
+    /// Process names to watch.
+    pub watch_processes: Vec<String>,
+}

@@ -1,0 +1,312 @@
+//! What operators ask and see.
+
+use std::collections::BTreeMap;
+
+use fleet::deployment::{Deployment, DeploymentState, ImageInfo, Outcome};
+use fleet::disk::DiskRule;
+use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
+use fleet::life::Stage;
+use fleet::node::{Beat, Firmware, Progress};
+use fleet::post::PostSettings;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A node to be added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NewNode {
+    /// Its name, 1 to 63 of a-z, 0-9, `-` and `.`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: NodeName,
+    /// Everything else.
+    #[serde(flatten)]
+    pub settings: NodeSettings,
+}
+
+/// What may be set of a node; what is absent stays as it is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeSettings {
+    /// The rack that it stands in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rack: Option<RackName>,
+    /// MAC addresses of the interfaces that may boot; at least one for a new node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>))]
+    pub macs: Option<Vec<Mac>>,
+    /// SMBIOS system UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+    /// Address of its power driver, such as `ipmi://admin@10.0.0.7?password_file=/etc/bmc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<String>,
+    /// Fixed address for its first MAC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Which disk may be written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskRule>,
+    /// Post actions of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post: Option<PostSettings>,
+}
+
+/// A node as operators see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeView {
+    /// Its name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: NodeName,
+    /// Its rack.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rack: Option<RackName>,
+    /// Its MAC addresses.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub macs: Vec<Mac>,
+    /// SMBIOS system UUID.
+    pub uuid: Option<Uuid>,
+    /// False while it waits for approval.
+    pub approved: bool,
+    /// Address of its power driver.
+    pub power: String,
+    /// The address that it has or had last.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Which disk may be written.
+    pub disk: DiskRule,
+    /// Post actions of its own.
+    pub post: PostSettings,
+    /// How its firmware last network-booted.
+    pub firmware: Option<Firmware>,
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// Since when, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub stage_since: Millis,
+    /// What it waits for.
+    pub waits_for: String,
+    /// When it stops waiting, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub deadline: Option<Millis>,
+    /// Which attempt this is, over its whole life.
+    pub attempt: u32,
+    /// How many attempts the present deployment has used.
+    pub tries: u32,
+    /// Why it failed, or why the last attempt ended.
+    pub reason: Option<String>,
+    /// The deployment that it takes or took part in.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub deployment: Option<DeploymentId>,
+    /// What its booted system has proved to run.
+    pub deployed: Option<DeployedView>,
+    /// How far its image has come.
+    pub progress: Option<Progress>,
+    /// Its last heartbeat.
+    pub beat: Option<Beat>,
+    /// When its agent or daemon last said anything.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub heard: Option<Millis>,
+    /// Unexpected events so far; each is in the timeline.
+    pub unexpected_total: u32,
+}
+
+/// What a booted system has proved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeployedView {
+    /// The image's name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub image: ImageName,
+    /// The image's digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// Identity of the disk that it runs from.
+    pub disk: String,
+    /// The attempt that wrote it.
+    pub attempt: u32,
+    /// When the proof arrived.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub proved_at: Millis,
+}
+
+/// A line of a node's timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TimelineLine {
+    /// The node.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub node: NodeName,
+    /// When, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub at: Millis,
+    /// In which attempt.
+    pub attempt: u32,
+    /// The stage after it.
+    pub stage: Stage,
+    /// What happened, in one word; stable.
+    pub kind: String,
+    /// What happened, as a sentence.
+    pub text: String,
+}
+
+/// A rack.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RackView {
+    /// Its name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: RackName,
+    /// Post actions of its nodes.
+    pub post: PostSettings,
+    /// How many of its nodes are in each stage.
+    pub stages: BTreeMap<String, u32>,
+}
+
+/// What may be set of a rack.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RackSettings {
+    /// Post actions of its nodes.
+    #[serde(default)]
+    pub post: PostSettings,
+}
+
+/// An image in the registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImageView {
+    /// Its name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: ImageName,
+    /// SHA-256 of its raw content.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// Size in bytes of the disk that it describes.
+    pub size_bytes: u64,
+    /// Bytes that are not in all-zero pieces: what travels.
+    pub used_bytes: u64,
+    /// Bytes per piece.
+    pub piece_size: u32,
+    /// SHA-1 infohash of its torrent, hexadecimal.
+    pub infohash: String,
+    /// When it was sealed, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub sealed_at: Millis,
+}
+
+impl From<&ImageInfo> for ImageView {
+    fn from(image: &ImageInfo) -> Self {
+        Self {
+            name: image.name.clone(),
+            digest: image.digest,
+            size_bytes: image.size_bytes,
+            used_bytes: image.used_bytes,
+            piece_size: image.piece_size,
+            infohash: image.infohash.clone(),
+            sealed_at: image.sealed_at,
+        }
+    }
+}
+
+/// A deployment that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewDeployment {
+    /// The image's name.
+    pub image: String,
+    /// Nodes by name.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub nodes: Vec<NodeName>,
+    /// Racks, all approved nodes of each.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub racks: Vec<RackName>,
+}
+
+/// A deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeploymentView {
+    /// Its number, such as `d-12`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub id: DeploymentId,
+    /// The image's name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub image: ImageName,
+    /// The image's digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// When it was asked for.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub created_at: Millis,
+    /// When it ended.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub finished_at: Option<Millis>,
+    /// Whether it goes on.
+    pub state: DeploymentState,
+    /// Its nodes and what became of them.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, Outcome>))]
+    pub outcomes: BTreeMap<NodeName, Outcome>,
+}
+
+impl From<&Deployment> for DeploymentView {
+    fn from(deployment: &Deployment) -> Self {
+        Self {
+            id: deployment.id,
+            image: deployment.image.clone(),
+            digest: deployment.digest,
+            created_at: deployment.created_at,
+            finished_at: deployment.finished_at,
+            state: deployment.state,
+            outcomes: deployment.outcomes.clone(),
+        }
+    }
+}
+
+/// How the controller is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Status {
+    /// Version of the controller.
+    pub version: String,
+    /// Since when it runs, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub started_at: Millis,
+    /// Its clock, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+    pub now: Millis,
+    /// How many nodes are in each stage.
+    pub stages: BTreeMap<String, u32>,
+    /// Payload that the seeder has sent since the start, in bytes, by image name.
+    pub seeded_bytes: BTreeMap<String, u64>,
+    /// What the configuration says of DHCP: full, proxy or off.
+    pub dhcp_mode: String,
+}
+
+/// An event of the stream `GET /api/v1/events` (server-sent events); the
+/// stream's `event:` field carries the variant's name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum StreamEvent {
+    /// A line was added to a node's timeline.
+    Timeline(TimelineLine),
+    /// A node changed, in its settings, stage, progress or health.
+    Node(Box<NodeView>),
+    /// A node is gone.
+    NodeGone {
+        /// Its name.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        name: NodeName,
+    },
+    /// A deployment changed.
+    Deployment(DeploymentView),
+    /// The reader was too slow and has missed events; it must read anew.
+    Missed,
+}

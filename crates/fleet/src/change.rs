@@ -1,0 +1,144 @@
+//! Changes are the unit of persistence, of replay and of the timeline; a
+//! snapshot is all changes so far.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::deployment::{Deployment, ImageInfo};
+use crate::ids::{Attempt, DeploymentId, ImageName, Mac, Millis, NodeName, RackName};
+use crate::life::Stage;
+use crate::node::{Live, Node, Rack};
+
+/// A line of a node's timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// The node.
+    pub node: NodeName,
+    /// When.
+    pub at: Millis,
+    /// In which attempt.
+    pub attempt: Attempt,
+    /// The stage after it.
+    pub stage: Stage,
+    /// What happened, in one word of the field; stable, for programs.
+    pub kind: String,
+    /// What happened, as a sentence for people.
+    pub text: String,
+}
+
+/// One change of the state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A node is new or different.
+    PutNode(Box<Node>),
+    /// A node is gone, with its timeline.
+    DropNode(NodeName),
+    /// A rack is new or different.
+    PutRack(Rack),
+    /// A rack is gone.
+    DropRack(RackName),
+    /// A deployment is new or different.
+    PutDeployment(Deployment),
+    /// A line of a timeline.
+    Note(Note),
+    /// An image can be deployed. Not stored: the registry is the truth.
+    PutImage(ImageInfo),
+    /// An image is gone from the registry. Not stored.
+    DropImage(ImageName),
+    /// What a node said of its progress or health. Not stored.
+    PutLive(NodeName, Live),
+}
+
+impl Change {
+    /// True where the change must survive a restart.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        !matches!(self, Self::PutImage(_) | Self::DropImage(_) | Self::PutLive(..))
+    }
+}
+
+/// The state at one moment, timelines apart.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Since when this controller process runs; nobody is called silent for
+    /// the time before.
+    pub started_at: Millis,
+    /// All nodes.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Which node owns a MAC address.
+    pub macs: BTreeMap<Mac, NodeName>,
+    /// All racks.
+    pub racks: BTreeMap<RackName, Rack>,
+    /// All deployments, ended ones included.
+    pub deployments: BTreeMap<DeploymentId, Deployment>,
+    /// Images that can be deployed.
+    pub images: BTreeMap<ImageName, ImageInfo>,
+    /// What is known only while this process runs.
+    pub live: BTreeMap<NodeName, Live>,
+}
+
+impl Snapshot {
+    /// Applies one change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::PutNode(node) => {
+                self.forget_macs(&node.name);
+                for mac in &node.macs {
+                    self.macs.insert(*mac, node.name.clone());
+                }
+                self.nodes.insert(node.name.clone(), (**node).clone());
+            }
+            Change::DropNode(name) => {
+                self.forget_macs(name);
+                self.nodes.remove(name);
+                self.live.remove(name);
+            }
+            Change::PutRack(rack) => {
+                self.racks.insert(rack.name.clone(), rack.clone());
+            }
+            Change::DropRack(name) => {
+                self.racks.remove(name);
+            }
+            Change::PutDeployment(deployment) => {
+                self.deployments.insert(deployment.id, deployment.clone());
+            }
+            Change::PutImage(image) => {
+                self.images.insert(image.name.clone(), image.clone());
+            }
+            Change::DropImage(name) => {
+                self.images.remove(name);
+            }
+            Change::PutLive(name, live) => {
+                self.live.insert(name.clone(), live.clone());
+            }
+            Change::Note(_) => {}
+        }
+    }
+
+    /// The node that owns this MAC address.
+    #[must_use]
+    pub fn node_of(&self, mac: Mac) -> Option<&Node> {
+        self.macs.get(&mac).and_then(|name| self.nodes.get(name))
+    }
+
+    /// The deployment that a node takes part in.
+    #[must_use]
+    pub fn deployment_of(&self, node: &Node) -> Option<&Deployment> {
+        node.deployment.and_then(|id| self.deployments.get(&id))
+    }
+
+    /// The number for the next deployment.
+    #[must_use]
+    pub fn next_deployment(&self) -> DeploymentId {
+        DeploymentId(self.deployments.keys().next_back().map_or(1, |last| last.0 + 1))
+    }
+
+    fn forget_macs(&mut self, name: &NodeName) {
+        if let Some(old) = self.nodes.get(name) {
+            for mac in &old.macs {
+                self.macs.remove(mac);
+            }
+        }
+    }
+}

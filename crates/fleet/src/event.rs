@@ -1,0 +1,239 @@
+//! What happens: everything that operators ask, machines show and time brings.
+
+use uuid::Uuid;
+
+use crate::deployment::ImageInfo;
+use crate::disk::DiskRule;
+use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName};
+use crate::life::Stage;
+use crate::node::{Beat, Firmware, Progress, Rack, TokenHash};
+use crate::post::PostSettings;
+
+/// What an operator may set of a node; `None` leaves it as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeEdit {
+    /// The rack that it stands in.
+    pub rack: Option<RackName>,
+    /// MAC addresses of the interfaces that may boot.
+    pub macs: Option<Vec<Mac>>,
+    /// SMBIOS system UUID.
+    pub uuid: Option<Uuid>,
+    /// Address of the power driver, already checked by the power drivers' table.
+    pub power: Option<String>,
+    /// Fixed address for its first MAC.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Which disk may be written.
+    pub disk: Option<DiskRule>,
+    /// Post actions of its own.
+    pub post: Option<PostSettings>,
+}
+
+/// Something that happened. Events only report; what follows from them is
+/// decided in [`crate::intake`] and [`crate::plan`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An operator adds a node; `edit.macs` must name at least one MAC.
+    AddNode {
+        /// Its name.
+        node: NodeName,
+        /// What is known of it.
+        edit: NodeEdit,
+    },
+    /// An operator changes what is known of a node.
+    EditNode {
+        /// The node.
+        node: NodeName,
+        /// What changes.
+        edit: NodeEdit,
+    },
+    /// An operator approves a machine that showed itself.
+    Approve {
+        /// The node.
+        node: NodeName,
+    },
+    /// An operator lets a node go: whatever is under way ends here.
+    Release {
+        /// The node.
+        node: NodeName,
+    },
+    /// An operator removes a node.
+    RemoveNode {
+        /// The node.
+        node: NodeName,
+    },
+    /// An operator adds a rack or changes its settings.
+    PutRack(Rack),
+    /// An operator removes a rack that holds no nodes.
+    RemoveRack(RackName),
+    /// An operator deploys an image.
+    Deploy {
+        /// The image.
+        image: ImageName,
+        /// The nodes, at least one.
+        nodes: Vec<NodeName>,
+    },
+    /// An operator ends a deployment; nodes that are proved stay as they are.
+    Cancel(DeploymentId),
+    /// An image was sealed, or found in the registry at the start.
+    ImageSealed(ImageInfo),
+    /// An image was removed from the registry.
+    ImageRemoved(ImageName),
+
+    /// A machine asked for an address.
+    Sighted {
+        /// Its MAC address.
+        mac: Mac,
+        /// Its firmware class; `None` for an operating system's request.
+        firmware: Option<Firmware>,
+        /// Its SMBIOS UUID, from DHCP option 97 (RFC 4578).
+        uuid: Option<Uuid>,
+    },
+    /// A first loader was sent whole.
+    BootloaderSent {
+        /// The MAC address that it was sent to.
+        mac: Mac,
+        /// The file.
+        file: String,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// A machine asked for its boot script.
+    ScriptAsked {
+        /// The MAC address that it boots through.
+        mac: Mac,
+        /// Its SMBIOS UUID, as its loader tells it.
+        uuid: Option<Uuid>,
+        /// Hash of the token that the script carries if it boots our kernel.
+        token: TokenHash,
+    },
+    /// Kernel or initramfs was sent whole.
+    KernelSent {
+        /// The MAC address that it was sent to.
+        mac: Mac,
+        /// The file.
+        file: String,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+
+    /// The power driver switched a node on.
+    PoweredOn {
+        /// The node.
+        node: NodeName,
+        /// The attempt that it was for.
+        attempt: Attempt,
+        /// What was done, as a sentence.
+        text: String,
+    },
+    /// The power driver failed.
+    PowerFailed {
+        /// The node.
+        node: NodeName,
+        /// The attempt that it was for.
+        attempt: Attempt,
+        /// Why, as a sentence.
+        reason: String,
+    },
+
+    /// An agent registered with its boot token.
+    Registered {
+        /// The node.
+        node: NodeName,
+        /// The attempt that its token belongs to.
+        attempt: Attempt,
+        /// The machine's SMBIOS UUID.
+        uuid: Option<Uuid>,
+        /// Hash of the token that the system being written will carry.
+        token: TokenHash,
+        /// The machine in a sentence: memory, processors, disks.
+        text: String,
+    },
+    /// The disk was chosen and fetching began.
+    FetchStarted {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// The disk's identity.
+        disk: String,
+        /// Which disk, and what is lost on it, as a sentence.
+        text: String,
+    },
+    /// Fetching goes on.
+    Progressed {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// How far it has come.
+        progress: Progress,
+    },
+    /// Every byte is on the disk and verified.
+    ImageVerified {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Bytes moved and times, as a sentence.
+        text: String,
+    },
+    /// One post action ended well; its output is kept.
+    PostActionDone {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Which, how long, and what it printed.
+        text: String,
+    },
+    /// Post actions are done and the machine is about to reboot.
+    PostActionsDone {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// A sentence.
+        text: String,
+    },
+    /// Something on the node failed and ends this attempt.
+    StageFailed {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Why, as a sentence that says what to do.
+        reason: String,
+        /// False where another attempt would fail alike: a refused disk, an
+        /// image that is too large.
+        retry: bool,
+    },
+    /// The booted system says what it is.
+    Proved {
+        /// The node.
+        node: NodeName,
+        /// The attempt that wrote it.
+        attempt: Attempt,
+        /// Digest of the image that it was written from.
+        digest: Digest,
+        /// Identity of the disk that its root file system is on.
+        disk: String,
+    },
+    /// The monitoring daemon of a running node reports.
+    Beaten {
+        /// The node.
+        node: NodeName,
+        /// What it reports.
+        beat: Beat,
+    },
+    /// A node stood in a stage for longer than it may.
+    DeadlinePassed {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// The stage.
+        stage: Stage,
+        /// Which deadline, as a sentence.
+        reason: String,
+    },
+}

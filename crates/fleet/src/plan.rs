@@ -1,0 +1,211 @@
+//! What is to be done next, derived from the snapshot alone: a restart in the
+//! middle of a job is the same path as an ordinary tick.
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::Snapshot;
+use crate::event::Event;
+use crate::ids::{Attempt, Millis, NodeName};
+use crate::life::Stage;
+use crate::node::{Live, Node};
+
+/// Attempts, deadlines and pauses. The `[deploy]` section of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Attempts per node and deployment, 1 to 10.
+    pub attempts: u32,
+    /// Pause before the second attempt, in seconds; doubles with each further
+    /// one, with up to half as much again added so that nodes do not return
+    /// all at once.
+    pub pause_seconds: u32,
+    /// How long a power driver may take, in seconds.
+    pub powering_on_seconds: u32,
+    /// From power-on to the first DHCP request, in seconds: POST and the boot
+    /// order of a large server.
+    pub leasing_seconds: u32,
+    /// The same where a person must press the button (`manual:` power).
+    pub manual_leasing_seconds: u32,
+    /// From the first DHCP request to the boot script, in seconds.
+    pub loading_bootloader_seconds: u32,
+    /// From the boot script to the agent's registration, in seconds.
+    pub loading_kernel_seconds: u32,
+    /// An agent that says nothing for this long is dead, in seconds.
+    pub silence_seconds: u32,
+    /// A fetch that verifies no new piece for this long has stalled, in seconds.
+    pub stall_seconds: u32,
+    /// All post actions together, in seconds.
+    pub post_actions_seconds: u32,
+    /// From reboot to proof, in seconds.
+    pub rebooting_seconds: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            pause_seconds: 5,
+            powering_on_seconds: 120,
+            leasing_seconds: 600,
+            manual_leasing_seconds: 86_400,
+            loading_bootloader_seconds: 180,
+            loading_kernel_seconds: 300,
+            silence_seconds: 60,
+            stall_seconds: 300,
+            post_actions_seconds: 1200,
+            rebooting_seconds: 900,
+        }
+    }
+}
+
+impl Policy {
+    /// The `[deploy]` section with its defaults, commented.
+    pub const DEFAULT_TOML: &str = "\
+[deploy]
+# Attempts per node and deployment.
+attempts = 3
+# Pause before the second attempt, in seconds. It doubles with each further one; up to half of it is added at random.
+pause_seconds = 5
+# Deadlines in seconds. A node that stands in a stage for longer begins its next attempt.
+powering_on_seconds = 120
+# From power-on to the first DHCP request: large servers take minutes for their self-test.
+leasing_seconds = 600
+# The same for nodes that a person switches on (power = \"manual:\").
+manual_leasing_seconds = 86400
+loading_bootloader_seconds = 180
+loading_kernel_seconds = 300
+# An agent that says nothing for this long is dead.
+silence_seconds = 60
+# A fetch in which no further piece is verified for this long has stalled.
+stall_seconds = 300
+post_actions_seconds = 1200
+rebooting_seconds = 900
+";
+
+    /// Pause before the attempt after `tries` ones, in milliseconds. The jitter
+    /// comes from the node's name, so that a plan stays a function of the state.
+    #[must_use]
+    pub fn pause_milliseconds(&self, node: &NodeName, tries: u32) -> u64 {
+        let pause = (u64::from(self.pause_seconds) * 1000) << tries.saturating_sub(1).min(6);
+        // FNV-1a over name and try: spread is all that is asked of it.
+        let hash = node
+            .as_str()
+            .bytes()
+            .chain(tries.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        pause + if pause == 0 { 0 } else { hash % (pause / 2 + 1) }
+    }
+
+    fn deadline(&self, node: &Node, live: Option<&Live>, started_at: Millis) -> Option<(Millis, String)> {
+        let after = |seconds: u32, from: Millis| from.plus(u64::from(seconds) * 1000);
+        let in_stage = |seconds: u32| {
+            let text = format!("after {seconds} s it still waited for {}", node.stage.waits_for());
+            (after(seconds, node.stage_since), text)
+        };
+        // A controller that was away knows nothing of that time.
+        let heard = live.and_then(|l| l.heard).unwrap_or(node.stage_since.max(started_at));
+        let silence = (
+            after(self.silence_seconds, heard),
+            format!(
+                "its agent said nothing for {} s while it waited for {}",
+                self.silence_seconds,
+                node.stage.waits_for()
+            ),
+        );
+        Some(match node.stage {
+            Stage::Enrolled | Stage::Running | Stage::Failed => return None,
+            Stage::PoweringOn => {
+                let from = node.not_before.unwrap_or(node.stage_since).max(node.stage_since).max(started_at);
+                let text = format!("its power driver did not finish within {} s", self.powering_on_seconds);
+                (after(self.powering_on_seconds, from), text)
+            }
+            Stage::Leasing if node.power.starts_with("manual:") => in_stage(self.manual_leasing_seconds),
+            Stage::Leasing => in_stage(self.leasing_seconds),
+            Stage::LoadingBootloader => in_stage(self.loading_bootloader_seconds),
+            Stage::LoadingKernel => in_stage(self.loading_kernel_seconds),
+            Stage::AgentUp => silence,
+            Stage::Fetching => {
+                let advanced = live.and_then(|l| l.advanced).unwrap_or(node.stage_since.max(started_at));
+                let stall = (
+                    after(self.stall_seconds, advanced),
+                    format!("no further piece was verified for {} s", self.stall_seconds),
+                );
+                if stall.0 < silence.0 { stall } else { silence }
+            }
+            Stage::PostActions => {
+                let all = in_stage(self.post_actions_seconds);
+                if all.0 < silence.0 { all } else { silence }
+            }
+            Stage::Rebooting => in_stage(self.rebooting_seconds),
+        })
+    }
+}
+
+/// Something to do in the world. (node, attempt) is its idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Boot the node from the network once, whatever its power state is.
+    NetworkBoot {
+        /// The node.
+        node: NodeName,
+        /// The attempt that it is for.
+        attempt: Attempt,
+        /// Address of its power driver.
+        power: String,
+    },
+}
+
+/// What follows from a snapshot.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// What is to be done now.
+    pub actions: Vec<Action>,
+    /// Deadlines that have passed, as events.
+    pub overdue: Vec<Event>,
+    /// When to plan again if nothing happens before.
+    pub wake_at: Option<Millis>,
+}
+
+/// When a node's present stage must have ended, for people to see.
+#[must_use]
+pub fn deadline(snapshot: &Snapshot, policy: &Policy, node: &Node) -> Option<Millis> {
+    policy.deadline(node, snapshot.live.get(&node.name), snapshot.started_at).map(|(at, _)| at)
+}
+
+/// What is to be done now.
+#[must_use]
+pub fn plan(snapshot: &Snapshot, policy: &Policy, now: Millis) -> Plan {
+    let mut plan = Plan::default();
+    for node in snapshot.nodes.values().filter(|n| n.stage.is_under_way()) {
+        let not_yet = node.not_before.filter(|at| *at > now);
+        if node.stage == Stage::PoweringOn {
+            match not_yet {
+                Some(at) => wake(&mut plan, at),
+                None => plan.actions.push(Action::NetworkBoot {
+                    node: node.name.clone(),
+                    attempt: node.attempt,
+                    power: node.power.clone(),
+                }),
+            }
+        }
+        match policy.deadline(node, snapshot.live.get(&node.name), snapshot.started_at) {
+            Some((at, reason)) if at <= now => plan.overdue.push(Event::DeadlinePassed {
+                node: node.name.clone(),
+                attempt: node.attempt,
+                stage: node.stage,
+                reason,
+            }),
+            Some((at, _)) => wake(&mut plan, at),
+            None => {}
+        }
+    }
+    plan
+}
+
+fn wake(plan: &mut Plan, at: Millis) {
+    plan.wake_at = Some(plan.wake_at.map_or(at, |earlier| earlier.min(at)));
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
