@@ -1,0 +1,20 @@
+//! Who asks whom for which block, and when. Pure: time, chance and messages
+//! are arguments, only places of blocks pass through, and the same
+//! [`Engine`] runs in the agent, in the seeder and in the simulator.
+
+mod chance;
+pub mod choker;
+pub mod engine;
+pub mod ledger;
+mod peer;
+mod picker;
+pub mod pieceset;
+pub mod policy;
+pub mod shape;
+pub mod tracker;
+mod uplink;
+
+pub use engine::{Engine, Input, Output, Peer, Progress, Side, View, Why};
+pub use pieceset::PieceSet;
+pub use policy::Policy;
+pub use shape::{Shape, ShapeError};
