@@ -139,6 +139,9 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
             draft.advance(Cause::FetchStarted, "fetch_started", text);
             draft.node.target = Some(disk.clone());
             draft.node.written_before = true;
+            // What ran there before is being overwritten.
+            draft.node.deployed = None;
+            draft.node.node_token = None;
             draft.heard();
             Ok(draft.finish())
         }

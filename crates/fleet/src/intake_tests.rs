@@ -1,1 +1,336 @@
+#![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::deployment::ImageInfo;
+use crate::node::{Progress, Rack};
+
+const START: Millis = Millis(1_000_000);
+
+/// A controller's state driven by events, as the keeper drives it.
+struct World {
+    snapshot: Snapshot,
+    policy: Policy,
+    now: Millis,
+    notes: Vec<Note>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            snapshot: Snapshot { started_at: START, ..Snapshot::default() },
+            policy: Policy::default(),
+            now: START,
+            notes: Vec::new(),
+        };
+        world.take(Event::PutRack(Rack { name: "r1".parse().unwrap(), post: Default::default() })).unwrap();
+        for image in ["golden", "other"] {
+            world.take(Event::ImageSealed(image_info(image))).unwrap();
+        }
+        world
+    }
+
+    fn with_node() -> Self {
+        let mut world = Self::new();
+        let edit = NodeEdit { macs: Some(vec![mac()]), rack: Some("r1".parse().unwrap()), ..NodeEdit::default() };
+        world.take(Event::AddNode { node: name(), edit }).unwrap();
+        world
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Refused> {
+        let changes = intake(&self.snapshot, &self.policy, self.now, &event)?;
+        for change in &changes {
+            self.snapshot.apply(change);
+            if let Change::Note(note) = change {
+                self.notes.push(note.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn deploy(&mut self, image: &str) -> Result<(), Refused> {
+        self.take(Event::Deploy { image: image.parse().unwrap(), nodes: vec![name()] })
+    }
+
+    fn node(&self) -> &Node {
+        &self.snapshot.nodes[&name()]
+    }
+
+    fn outcome(&self) -> &Outcome {
+        &self.snapshot.deployments.values().next_back().unwrap().outcomes[&name()]
+    }
+
+    fn to_stage(&mut self, stage: Stage) {
+        self.deploy("golden").unwrap();
+        for event in path(self.node().attempt) {
+            if self.node().stage == stage {
+                return;
+            }
+            self.take(event).unwrap();
+        }
+        assert_eq!(self.node().stage, stage);
+    }
+}
+
+fn name() -> NodeName {
+    "n1".parse().unwrap()
+}
+fn mac() -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, 1])
+}
+fn hash(text: &str) -> TokenHash {
+    TokenHash(text.to_owned())
+}
+fn digest_of(image: &str) -> Digest {
+    Digest([image.len() as u8; 32])
+}
+fn image_info(image: &str) -> ImageInfo {
+    ImageInfo {
+        name: image.parse().unwrap(),
+        digest: digest_of(image),
+        size_bytes: 1 << 30,
+        used_bytes: 1 << 28,
+        piece_size: 1 << 20,
+        infohash: "00".repeat(20),
+        sealed_at: START,
+    }
+}
+
+/// The main path of one attempt, without the assignment.
+fn path(attempt: Attempt) -> Vec<Event> {
+    let node = name();
+    vec![
+        Event::PoweredOn { node: node.clone(), attempt, text: "on".into() },
+        Event::Sighted { mac: mac(), firmware: Some(Firmware::Bios), uuid: None },
+        Event::BootloaderSent { mac: mac(), file: "undionly.kpxe".into(), bytes: 1 },
+        Event::ScriptAsked { mac: mac(), uuid: None, token: hash("boot") },
+        Event::KernelSent { mac: mac(), file: "vmlinuz".into(), bytes: 1 },
+        Event::Registered { node: node.clone(), attempt, uuid: None, token: hash("node"), text: "up".into() },
+        Event::FetchStarted { node: node.clone(), attempt, disk: "serial:a".into(), text: "writes".into() },
+        Event::Progressed { node: node.clone(), attempt, progress: Progress { done_bytes: 1, ..Progress::default() } },
+        Event::ImageVerified { node: node.clone(), attempt, text: "verified".into() },
+        Event::PostActionDone { node: node.clone(), attempt, text: "host name".into() },
+        Event::PostActionsDone { node: node.clone(), attempt, text: "done".into() },
+        Event::Proved { node, attempt, digest: digest_of("golden"), disk: "serial:a".into() },
+    ]
+}
+
+#[test]
+fn the_main_path_ends_in_running_with_what_was_proved() {
+    let mut world = World::with_node();
+    world.to_stage(Stage::Running);
+    let deployed = world.node().deployed.clone().unwrap();
+    assert_eq!((deployed.digest, deployed.disk.as_str()), (digest_of("golden"), "serial:a"));
+    assert_eq!(world.node().node_token, Some(hash("node")));
+    assert!(matches!(world.outcome(), Outcome::Running { .. }));
+    assert_eq!(world.node().unexpected_total, 0);
+    assert!(world.notes.iter().all(|n| n.kind != "unexpected"));
+}
+
+#[test]
+fn a_proof_of_another_image_disk_or_attempt_is_refused() {
+    let mut world = World::with_node();
+    world.to_stage(Stage::Rebooting);
+    let attempt = world.node().attempt;
+    let proof = |digest, disk: &str, attempt| Event::Proved { node: name(), attempt, digest, disk: disk.into() };
+    for wrong in [
+        proof(digest_of("other"), "serial:a", attempt),
+        proof(digest_of("golden"), "serial:b", attempt),
+        proof(digest_of("golden"), "serial:a", attempt.next()),
+    ] {
+        assert!(world.take(wrong).is_err());
+        assert_eq!(world.node().stage, Stage::Rebooting);
+    }
+    world.take(proof(digest_of("golden"), "serial:a", attempt)).unwrap();
+    assert_eq!(world.node().stage, Stage::Running);
+}
+
+#[test]
+fn a_failed_attempt_is_followed_by_another_until_they_are_used_up() {
+    let mut world = World::with_node();
+    world.deploy("golden").unwrap();
+    for tries in 1..=3 {
+        let attempt = world.node().attempt;
+        assert_eq!(world.node().tries, tries);
+        let failed = Event::StageFailed { node: name(), attempt, reason: "no carrier".into(), retry: true };
+        world.take(failed.clone()).unwrap();
+        if tries < 3 {
+            assert_eq!(world.node().stage, Stage::PoweringOn);
+            assert!(world.node().not_before.unwrap() > world.now);
+            assert!(matches!(world.take(failed), Err(Refused::OldAttempt { .. })), "an older attempt is refused");
+        }
+    }
+    assert_eq!(world.node().stage, Stage::Failed);
+    assert_eq!(*world.outcome(), Outcome::Failed { reason: "no carrier".into() });
+}
+
+#[test]
+fn a_refusal_that_would_repeat_is_not_repeated() {
+    let mut world = World::with_node();
+    world.to_stage(Stage::AgentUp);
+    let attempt = world.node().attempt;
+    let reason = "2 disks match".to_owned();
+    world.take(Event::StageFailed { node: name(), attempt, reason, retry: false }).unwrap();
+    assert_eq!(world.node().stage, Stage::Failed);
+    assert_eq!(world.node().tries, 1);
+}
+
+#[test]
+fn a_machine_that_restarts_in_the_middle_begins_its_next_attempt() {
+    for stage in [Stage::AgentUp, Stage::Fetching, Stage::PostActions] {
+        let mut world = World::with_node();
+        world.to_stage(stage);
+        let before = world.node().attempt;
+        world.take(Event::ScriptAsked { mac: mac(), uuid: None, token: hash("second") }).unwrap();
+        assert_eq!(world.node().stage, Stage::LoadingKernel);
+        assert_eq!(world.node().attempt, before.next());
+        assert_eq!(world.node().boot_token, Some(hash("second")));
+    }
+}
+
+#[test]
+fn a_written_machine_that_network_boots_again_is_sent_to_its_disk() {
+    for stage in [Stage::Rebooting, Stage::Running] {
+        let mut world = World::with_node();
+        world.to_stage(stage);
+        assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+        world.take(Event::ScriptAsked { mac: mac(), uuid: None, token: hash("x") }).unwrap();
+        assert_eq!(world.node().stage, stage);
+        assert_eq!(world.notes.last().unwrap().kind, "sent_to_disk");
+    }
+}
+
+#[test]
+fn unknown_unapproved_and_unassigned_machines_boot_their_disks() {
+    let mut world = World::new();
+    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::UefiX64), uuid: None }).unwrap();
+    let stranger = NodeName::of_stranger(mac());
+    assert!(!world.snapshot.nodes[&stranger].approved);
+    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    let deploy = Event::Deploy { image: "golden".parse().unwrap(), nodes: vec![stranger.clone()] };
+    assert!(matches!(world.take(deploy.clone()), Err(Refused::Conflict(_))));
+    world.take(Event::Approve { node: stranger }).unwrap();
+    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    world.take(deploy).unwrap();
+    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::Agent { .. }));
+}
+
+#[test]
+fn a_stranger_becomes_the_node_that_is_added_with_its_mac() {
+    let mut world = World::new();
+    let uuid = Uuid::from_u128(7);
+    world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::Bios), uuid: Some(uuid) }).unwrap();
+    world
+        .take(Event::AddNode { node: name(), edit: NodeEdit { macs: Some(vec![mac()]), ..NodeEdit::default() } })
+        .unwrap();
+    assert_eq!(world.snapshot.nodes.len(), 1);
+    assert_eq!(world.node().uuid, Some(uuid));
+}
+
+#[test]
+fn cancelling_frees_the_node_for_another_image_and_refuses_the_old_agent() {
+    let mut world = World::with_node();
+    world.to_stage(Stage::Fetching);
+    let old = world.node().attempt;
+    world.take(Event::Cancel(DeploymentId(1))).unwrap();
+    assert_eq!(world.node().stage, Stage::Enrolled);
+    world.deploy("other").unwrap();
+    assert_eq!(world.node().stage, Stage::PoweringOn);
+    let late = Event::ImageVerified { node: name(), attempt: old, text: "late".into() };
+    assert!(matches!(world.take(late), Err(Refused::OldAttempt { .. })));
+    assert_eq!(world.snapshot.deployments[&DeploymentId(1)].state, DeploymentState::Cancelled);
+    assert!(world.take(Event::Cancel(DeploymentId(1))).is_err());
+}
+
+#[test]
+fn nodes_and_images_in_use_are_not_removed_or_taken_twice() {
+    let mut world = World::with_node();
+    world.deploy("golden").unwrap();
+    assert!(matches!(world.deploy("other"), Err(Refused::Conflict(_))));
+    assert!(matches!(world.take(Event::RemoveNode { node: name() }), Err(Refused::Conflict(_))));
+    assert!(matches!(world.take(Event::ImageRemoved("golden".parse().unwrap())), Err(Refused::Conflict(_))));
+    assert!(matches!(world.take(Event::RemoveRack("r1".parse().unwrap())), Err(Refused::Conflict(_))));
+    world.take(Event::Release { node: name() }).unwrap();
+    assert_eq!(*world.outcome(), Outcome::LetGo);
+    world.take(Event::RemoveNode { node: name() }).unwrap();
+}
+
+#[test]
+fn one_mac_or_address_never_belongs_to_two_nodes() {
+    let mut world = World::with_node();
+    let other: NodeName = "n2".parse().unwrap();
+    let add = |macs: Vec<Mac>| Event::AddNode {
+        node: other.clone(),
+        edit: NodeEdit { macs: Some(macs), ..NodeEdit::default() },
+    };
+    assert!(matches!(world.take(add(vec![mac()])), Err(Refused::Conflict(_))));
+    assert!(matches!(world.take(add(vec![])), Err(Refused::Invalid(_))));
+    world.take(add(vec![Mac([2; 6])])).unwrap();
+    let address = NodeEdit { address: Some("10.0.0.9".parse().unwrap()), ..NodeEdit::default() };
+    world.take(Event::EditNode { node: name(), edit: address.clone() }).unwrap();
+    assert!(matches!(world.take(Event::EditNode { node: other, edit: address }), Err(Refused::Conflict(_))));
+}
+
+#[test]
+fn another_machine_behind_a_known_mac_is_noticed() {
+    let mut world = World::with_node();
+    for id in [1, 2] {
+        let uuid = Some(Uuid::from_u128(id));
+        world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::Bios), uuid }).unwrap();
+    }
+    assert_eq!(world.node().uuid, Some(Uuid::from_u128(1)));
+    assert_eq!(world.node().unexpected_total, 1);
+}
+
+fn any_event() -> impl Strategy<Value = (u8, u32, bool)> {
+    (0u8..16, 0u32..6, any::<bool>())
+}
+
+/// Any event an attempt number may come with, right or wrong.
+fn event((kind, attempt, flag): (u8, u32, bool)) -> Event {
+    let attempt = Attempt(attempt);
+    let mut events = path(attempt);
+    match kind {
+        0..=11 => events.remove(usize::from(kind)),
+        12 => Event::Deploy { image: if flag { "golden" } else { "other" }.parse().unwrap(), nodes: vec![name()] },
+        13 => Event::Cancel(DeploymentId(u64::from(attempt.0))),
+        14 => Event::StageFailed { node: name(), attempt, reason: "x".into(), retry: flag },
+        _ => Event::Release { node: name() },
+    }
+}
+
+proptest! {
+    /// Whatever happens in whatever order: Running only by a proof of the
+    /// deployed image from the written disk, bounded attempts, attempt numbers
+    /// that never fall, and no deployment that is done while a node is pending.
+    #[test]
+    fn no_order_of_events_breaks_a_promise(kinds in proptest::collection::vec(any_event(), 0..120)) {
+        let mut world = World::with_node();
+        for kind in kinds {
+            let before = world.node().clone();
+            let taken = event(kind);
+            let accepted = world.take(taken.clone()).is_ok();
+            let node = world.node();
+            prop_assert!(node.attempt >= before.attempt);
+            prop_assert!(node.tries <= world.policy.attempts);
+            if !accepted {
+                prop_assert_eq!(node, &before);
+            }
+            if node.stage == Stage::Running && before.stage != Stage::Running {
+                let digest = world.snapshot.deployments[&node.deployment.unwrap()].digest;
+                let is_proof = matches!(&taken, Event::Proved { digest: d, disk, .. }
+                    if *d == digest && node.deployed.as_ref().is_some_and(|p| &p.disk == disk));
+                prop_assert!(is_proof);
+            }
+            for deployment in world.snapshot.deployments.values() {
+                let pending = deployment.outcomes.values().any(|o| *o == Outcome::Pending);
+                prop_assert_eq!(deployment.state == DeploymentState::Active, pending);
+                if pending {
+                    prop_assert!(node.stage.is_under_way() && node.deployment == Some(deployment.id));
+                }
+            }
+        }
+    }
+}
