@@ -1,0 +1,258 @@
+//! The contract of every power driver, checked by one suite that iterates over the driver table: against machines in
+//! memory, a real QEMU without a disk, and a real `ipmi_sim`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use power::{Advice, BootDevice, DRIVERS, Outcome, PowerDriver, State, open};
+use rackswarm_power as power;
+use tempfile::TempDir;
+
+/// A machine under test and what keeps it alive.
+struct Rig {
+    address: String,
+    simulator: Option<Child>,
+    folder: TempDir,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(simulator) = &mut self.simulator {
+            let _ = simulator.kill();
+            let _ = simulator.wait();
+        }
+        let definition = std::fs::read_to_string(self.folder.path().join("vm.toml")).ok();
+        let machine = definition.and_then(|text| power::qemu::Machine::from_toml(&text).ok());
+        if let Some(pid) = machine.and_then(|machine| machine.process_id()) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    }
+}
+
+fn rig(scheme: &str) -> Rig {
+    match scheme {
+        "fake" => Rig { address: "fake:contract".into(), simulator: None, folder: tempfile::tempdir().unwrap() },
+        "qemu" => qemu_rig(),
+        "ipmi" => ipmi_rig(),
+        other => panic!("the driver `{other}` has no rig in the contract suite; add one"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_driver_keeps_the_contract() {
+    for row in DRIVERS.iter().filter(|row| row.scheme != "manual") {
+        let rig = rig(row.scheme);
+        let driver = open(&rig.address).unwrap();
+        let driver = driver.as_ref();
+        expect(driver, row.scheme, State::Off).await;
+        done(row.scheme, driver.off().await);
+        done(row.scheme, driver.on().await);
+        expect(driver, row.scheme, State::On).await;
+        done(row.scheme, driver.on().await);
+        done(row.scheme, driver.boot_next(BootDevice::Network).await);
+        done(row.scheme, driver.boot_next(BootDevice::Network).await);
+        done(row.scheme, driver.cycle().await);
+        expect(driver, row.scheme, State::On).await;
+        done(row.scheme, driver.boot_next(BootDevice::Disk).await);
+        done(row.scheme, driver.off().await);
+        expect(driver, row.scheme, State::Off).await;
+        done(row.scheme, driver.off().await);
+        done(row.scheme, driver.cycle().await);
+        expect(driver, row.scheme, State::On).await;
+        done(row.scheme, driver.off().await);
+        expect(driver, row.scheme, State::Off).await;
+    }
+}
+
+fn done(scheme: &str, answer: power::Result<Outcome>) {
+    assert_eq!(answer.unwrap_or_else(|error| panic!("{scheme}: {error}")), Outcome::Done, "{scheme}");
+}
+
+async fn expect(driver: &dyn PowerDriver, scheme: &str, wanted: State) {
+    assert_eq!(driver.state().await.unwrap_or_else(|error| panic!("{scheme}: {error}")), wanted, "{scheme}");
+}
+
+fn qemu_machine(folder: &Path) -> power::qemu::Machine {
+    let text = format!(
+        "name = \"tiny\"\nmac = \"52:54:00:00:00:01\"\nuuid = \"00000000-0000-0000-0000-000000000001\"\nmemory_mib = 32\n\
+         firmware = \"bios\"\nrun_dir = \"{0}\"\nconsole = \"{0}/console.log\"\n",
+        folder.display()
+    );
+    std::fs::write(folder.join("vm.toml"), &text).unwrap();
+    power::qemu::Machine::from_toml(&text).unwrap()
+}
+
+fn qemu_rig() -> Rig {
+    needs("qemu-system-x86_64");
+    let folder = tempfile::tempdir().unwrap();
+    qemu_machine(folder.path());
+    Rig { address: format!("qemu:{}/vm.toml", folder.path().display()), simulator: None, folder }
+}
+
+#[tokio::test]
+async fn a_network_boot_of_a_virtual_machine_is_forgotten_after_one_start() {
+    let rig = qemu_rig();
+    let machine = qemu_machine(rig.folder.path());
+    let driver = open(&rig.address).unwrap();
+    driver.boot_next(BootDevice::Network).await.unwrap();
+    driver.on().await.unwrap();
+    assert!(words(machine.process_id().unwrap()).contains("mac=52:54:00:00:00:01,bootindex=0"));
+    driver.cycle().await.unwrap();
+    assert!(words(machine.process_id().unwrap()).contains("mac=52:54:00:00:00:01,bootindex=100"));
+    driver.off().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_virtual_machine_is_off_and_its_pid_file_names_nobody_else() {
+    let rig = qemu_rig();
+    let machine = qemu_machine(rig.folder.path());
+    let driver = open(&rig.address).unwrap();
+    std::fs::write(rig.folder.path().join("pid"), format!("{}\n", std::process::id())).unwrap();
+    assert_eq!(driver.state().await.unwrap(), State::Off, "this test is not a virtual machine");
+    driver.on().await.unwrap();
+    let pid = machine.process_id().unwrap();
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while driver.state().await.unwrap() != State::Off {
+        assert!(Instant::now() < deadline, "a killed machine still counts as on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    driver.on().await.unwrap();
+    assert_eq!(driver.state().await.unwrap(), State::On);
+    driver.off().await.unwrap();
+}
+
+#[tokio::test]
+async fn two_callers_start_one_virtual_machine_once() {
+    let rig = qemu_rig();
+    let (one, two) = (open(&rig.address).unwrap(), open(&rig.address).unwrap());
+    let (first, second) = tokio::join!(one.on(), two.on());
+    first.unwrap();
+    second.unwrap();
+    one.off().await.unwrap();
+    assert_eq!(two.state().await.unwrap(), State::Off);
+}
+
+#[tokio::test]
+async fn what_qemu_complains_about_is_in_the_error() {
+    let rig = qemu_rig();
+    let mut machine = qemu_machine(rig.folder.path());
+    machine.extra = vec!["-device".into(), "no-such-device".into()];
+    std::fs::write(rig.folder.path().join("vm.toml"), machine.to_toml().unwrap()).unwrap();
+    let error = open(&rig.address).unwrap().on().await.unwrap_err();
+    assert!(error.to_string().contains("no-such-device"), "{error}");
+    assert_eq!(error.advice(), Advice::Refuse);
+}
+
+fn words(pid: i32) -> String {
+    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap()).replace('\0', " ")
+}
+
+/// A management controller on loopback: `ipmi_sim` with a chassis script that keeps its machine in files.
+fn ipmi_rig() -> Rig {
+    needs("ipmi_sim");
+    needs("ipmitool");
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    write("chassis.sh", CHASSIS.replace("FOLDER", &here.to_string()));
+    write("lan.conf", LAN.replace("FOLDER", &here.to_string()).replace("PORT", &port.to_string()));
+    write(
+        "commands",
+        "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n".into(),
+    );
+    write("password", "secret\n".into());
+    let simulator = Command::new("ipmi_sim")
+        .args(["-n", "-c", &format!("{here}/lan.conf"), "-f", &format!("{here}/commands"), "-s", &format!("{here}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let address =
+        format!("ipmi://admin@127.0.0.1:{port}?password_file={here}/password&cipher=3&attempts=5&settle_seconds=20");
+    Rig { address, simulator: Some(simulator), folder }
+}
+
+const LAN: &str = r#"
+name "node1"
+set_working_mc 0x20
+  startlan 1
+    addr 127.0.0.1 PORT
+    priv_limit admin
+    allowed_auths_callback none md2 md5 straight
+    allowed_auths_user none md2 md5 straight
+    allowed_auths_operator none md2 md5 straight
+    allowed_auths_admin none md2 md5 straight
+    guid a123456789abcdefa123456789abcdef
+  endlan
+  chassis_control "/bin/sh FOLDER/chassis.sh 0x20"
+  user 2 true "admin" "secret" admin 10 none md2 md5 straight
+"#;
+
+/// ipmi_sim calls it as `MC get power boot` and `MC set power 0`.
+const CHASSIS: &str = r#"
+shift; verb=$1; shift
+if [ "$verb" = get ]; then
+  for what in "$@"; do
+    case $what in
+      power) if [ -f FOLDER/on ]; then echo power:1; else echo power:0; fi ;;
+      boot) echo "boot:$(cat FOLDER/boot 2>/dev/null || echo default)" ;;
+    esac
+  done
+else
+  case $1 in
+    power) if [ "$2" = 1 ]; then touch FOLDER/on; else rm -f FOLDER/on; fi ;;
+    boot) echo "$2" > FOLDER/boot ;;
+  esac
+fi
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_boot_reaches_the_controller() {
+    let rig = ipmi_rig();
+    open(&format!("{}&efi=yes", rig.address)).unwrap().boot_next(BootDevice::Network).await.unwrap();
+    assert_eq!(std::fs::read_to_string(rig.folder.path().join("boot")).unwrap().trim(), "pxe");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_login_is_refused_with_what_to_do() {
+    let rig = ipmi_rig();
+    open(&rig.address).unwrap().state().await.unwrap();
+    std::fs::write(rig.folder.path().join("password"), "wrong\n").unwrap();
+    let error = open(&rig.address).unwrap().state().await.unwrap_err();
+    assert!(error.to_string().contains("password is wrong"), "{error}");
+    assert_eq!(error.advice(), Advice::Refuse);
+    let nobody = rig.address.replace("admin@", "nobody@");
+    assert!(open(&nobody).unwrap().state().await.unwrap_err().to_string().contains("does not know this user"));
+    std::fs::remove_file(rig.folder.path().join("password")).unwrap();
+    assert!(open(&rig.address).unwrap().state().await.unwrap_err().to_string().contains("password file"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_or_unknown_controller_is_given_up_in_time() {
+    let rig = ipmi_rig();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let password = rig.folder.path().join("password");
+    let at = |host: &str| {
+        format!(
+            "ipmi://admin@{host}?password_file={}&cipher=3&attempts=1&call_seconds=2&limit_seconds=10",
+            password.display()
+        )
+    };
+    let started = Instant::now();
+    let error = open(&at(&silent.local_addr().unwrap().to_string())).unwrap().state().await.unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let error = open(&at("no-such-host.invalid")).unwrap().state().await.unwrap_err();
+    assert!(error.to_string().contains("no route"), "{error}");
+}
+
+fn needs(tool: &str) {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()));
+    assert!(found, "{tool} is not installed; run `cargo xtask test`, which installs it");
+}
