@@ -1,0 +1,238 @@
+//! Hashing a stream of pieces on every core.
+//!
+//! One thread reads and hands buffers over; workers hash them; the buffers come
+//! back through a pool, whose size bounds the memory.
+
+use std::num::NonZero;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+use crate::Error;
+
+/// Memory that buffers in flight may take together, unless two pieces need more.
+const BUFFER_BUDGET_BYTES: usize = 64 << 20;
+
+/// SHA-256 of some bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// SHA-1 of some bytes.
+pub(crate) fn sha1(bytes: &[u8]) -> [u8; 20] {
+    Sha1::digest(bytes).into()
+}
+
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// Whether every byte is zero. Compares with a zero block, which the compiler
+/// turns into `memcmp`: near memory speed also in a debug build.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
+/// Feeds `length` zero bytes to a running hash without holding them.
+pub(crate) fn update_zeros(hash: &mut Sha256, mut length: u64) {
+    while length > 0 {
+        let step = length.min(ZEROS.len() as u64);
+        hash.update(&ZEROS[..step as usize]);
+        length -= step;
+    }
+}
+
+/// Hashes of `length` zero bytes.
+pub(crate) fn zero_hashes(length: usize) -> ([u8; 32], [u8; 20]) {
+    let (mut wide, mut narrow) = (Sha256::new(), Sha1::new());
+    let mut left = length;
+    while left > 0 {
+        let step = left.min(ZEROS.len());
+        wide.update(&ZEROS[..step]);
+        narrow.update(&ZEROS[..step]);
+        left -= step;
+    }
+    (wide.finalize().into(), narrow.finalize().into())
+}
+
+/// What is handed to the threads: one piece, or a known run of zeros.
+#[derive(Clone)]
+enum Work {
+    Bytes(u32, Arc<Vec<u8>>),
+    Zeros(u64),
+}
+
+/// A running pipeline: `T` is what a worker makes of a piece.
+pub(crate) struct Pipeline<'scope, T> {
+    pieces: Option<SyncSender<Work>>,
+    whole: Option<(SyncSender<Work>, ScopedJoinHandle<'scope, [u8; 32]>)>,
+    pool: Receiver<Vec<u8>>,
+    results: Receiver<(u32, T)>,
+    workers: Vec<ScopedJoinHandle<'scope, ()>>,
+}
+
+/// What came out of a [`Pipeline`].
+pub(crate) struct Hashed<T> {
+    /// One result for each piece submitted, in order of arrival.
+    pub(crate) results: Vec<(u32, T)>,
+    /// SHA-256 over everything in order, if asked for.
+    pub(crate) whole: Option<[u8; 32]>,
+}
+
+impl<'scope, T: Send + 'scope> Pipeline<'scope, T> {
+    /// Starts the threads. `work` makes the result of one piece; with `whole`
+    /// another thread hashes all pieces in the order of submission.
+    pub(crate) fn start<'env, F>(
+        scope: &'scope thread::Scope<'scope, 'env>,
+        piece_size_bytes: usize,
+        whole: bool,
+        work: F,
+    ) -> Self
+    where
+        F: Fn(u32, &[u8]) -> T + Send + Clone + 'scope,
+    {
+        let cores = thread::available_parallelism().map_or(2, NonZero::get).min(16);
+        let buffers = (BUFFER_BUDGET_BYTES / piece_size_bytes.max(1)).clamp(2, cores * 4);
+        let (pool_in, pool) = channel();
+        for _ in 0..buffers {
+            // The receiver lives in this function, so this cannot fail.
+            let _ = pool_in.send(Vec::new());
+        }
+        let (pieces, queue) = sync_channel(buffers);
+        let (results_in, results) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let workers = (0..cores)
+            .map(|_| {
+                let (queue, pool_in, results_in, work) =
+                    (Arc::clone(&queue), pool_in.clone(), results_in.clone(), work.clone());
+                scope.spawn(move || worker(&queue, &pool_in, &results_in, &work))
+            })
+            .collect();
+        let whole = whole.then(|| {
+            let (sender, queue) = sync_channel(buffers);
+            (sender, scope.spawn(move || hash_whole(&queue, &pool_in)))
+        });
+        Self { pieces: Some(pieces), whole, pool, results, workers }
+    }
+
+    /// A buffer to fill, with stale content (clearing it would cost a pass over
+    /// memory for each piece); waits while all are in use.
+    pub(crate) fn buffer(&self) -> Result<Vec<u8>, Error> {
+        self.pool.recv().map_err(|_| Error::WorkerDied)
+    }
+
+    /// Hands a filled piece over.
+    pub(crate) fn submit(&self, index: u32, bytes: Vec<u8>) -> Result<(), Error> {
+        let work = Work::Bytes(index, Arc::new(bytes));
+        if let Some((whole, _)) = &self.whole {
+            whole.send(work.clone()).map_err(|_| Error::WorkerDied)?;
+        }
+        let pieces = self.pieces.as_ref().ok_or(Error::WorkerDied)?;
+        pieces.send(work).map_err(|_| Error::WorkerDied)
+    }
+
+    /// Says that the next `length` bytes are zero: they count for the whole only.
+    pub(crate) fn skip_zeros(&self, length: u64) -> Result<(), Error> {
+        match &self.whole {
+            Some((whole, _)) => whole.send(Work::Zeros(length)).map_err(|_| Error::WorkerDied),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for everything submitted.
+    pub(crate) fn finish(mut self) -> Result<Hashed<T>, Error> {
+        self.pieces = None;
+        let whole = self.whole.take().map(|(sender, thread)| {
+            drop(sender);
+            thread.join().map_err(|_| Error::WorkerDied)
+        });
+        for worker in self.workers.drain(..) {
+            worker.join().map_err(|_| Error::WorkerDied)?;
+        }
+        Ok(Hashed { results: self.results.try_iter().collect(), whole: whole.transpose()? })
+    }
+}
+
+fn worker<T>(
+    queue: &Mutex<Receiver<Work>>,
+    pool: &Sender<Vec<u8>>,
+    results: &Sender<(u32, T)>,
+    work: &impl Fn(u32, &[u8]) -> T,
+) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(next) = next else { return };
+        if let Work::Bytes(index, bytes) = next {
+            let result = work(index, &bytes);
+            give_back(bytes, pool);
+            if results.send((index, result)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn hash_whole(queue: &Receiver<Work>, pool: &Sender<Vec<u8>>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    while let Ok(work) = queue.recv() {
+        match work {
+            Work::Bytes(_, bytes) => {
+                hash.update(bytes.as_slice());
+                give_back(bytes, pool);
+            }
+            Work::Zeros(length) => update_zeros(&mut hash, length),
+        }
+    }
+    hash.finalize().into()
+}
+
+/// The last of the threads that share a buffer returns it. Nobody waits for a
+/// buffer once the pipeline is being torn down, hence the ignored result.
+fn give_back(bytes: Arc<Vec<u8>>, pool: &Sender<Vec<u8>>) {
+    if let Some(bytes) = Arc::into_inner(bytes) {
+        let _ = pool.send(bytes);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_hashes_equal_hashing_zeros() {
+        for length in [1usize, 512, 65_535, 65_536, 200_000] {
+            let zeros = vec![0; length];
+            assert_eq!(zero_hashes(length), (sha256(&zeros), sha1(&zeros)));
+            assert!(is_zero(&zeros));
+        }
+        let mut one = vec![0; 100_000];
+        one[99_999] = 1;
+        assert!(!is_zero(&one));
+    }
+
+    #[test]
+    fn a_pipeline_hashes_every_piece_and_the_whole_in_order() {
+        let pieces: Vec<Vec<u8>> = (0u8..50).map(|n| vec![n; 1000]).collect();
+        let hashed = thread::scope(|scope| {
+            let pipeline = Pipeline::start(scope, 1000, true, |_, bytes| sha256(bytes));
+            for (index, piece) in pieces.iter().enumerate() {
+                let mut buffer = pipeline.buffer()?;
+                buffer.clear();
+                buffer.extend_from_slice(piece);
+                pipeline.submit(index as u32, buffer)?;
+            }
+            pipeline.skip_zeros(70_000)?;
+            pipeline.finish()
+        })
+        .unwrap();
+        let mut whole = pieces.concat();
+        whole.resize(whole.len() + 70_000, 0);
+        assert_eq!(hashed.whole, Some(sha256(&whole)));
+        assert_eq!(hashed.results.len(), 50);
+        for (index, hash) in hashed.results {
+            assert_eq!(hash, sha256(&pieces[index as usize]));
+        }
+    }
+}

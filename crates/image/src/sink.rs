@@ -1,0 +1,604 @@
+//! Where verified pieces go: a block device or a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::fs::{Advice, OFlags};
+use rustix::io::Errno;
+
+use crate::hash::{Pipeline, is_zero, sha256};
+use crate::manifest::{Manifest, VerifiedPiece};
+use crate::{Error, PieceSet, Progress, sparse};
+
+/// Pieces that [`DiskSink::finish`] reads again, besides the first and the last.
+const SAMPLED_PIECES: u64 = 16;
+
+/// Sectors at the end of a disk that a backup GPT takes: 32 of entries and the
+/// header (UEFI 2.10, 5.3.1) for 512-byte sectors; fewer for larger ones.
+const BACKUP_GPT_SECTORS: u64 = 33;
+
+/// Takes verified pieces, in any order, from several threads.
+pub trait PieceSink: Send + Sync {
+    /// The pieces that have not been put yet.
+    fn missing(&self) -> PieceSet;
+
+    /// Writes one piece. Putting a piece twice is harmless. Blocks.
+    ///
+    /// # Errors
+    /// When the piece is of another image, or the device fails; the error names
+    /// the device and the offset.
+    fn put(&self, piece: &VerifiedPiece) -> Result<(), Error>;
+}
+
+/// Gives bytes of pieces that are held, for serving them to others.
+pub trait PieceSource: Send + Sync {
+    /// Fills `into` from byte `begin` of a piece. Blocks.
+    ///
+    /// # Errors
+    /// When the piece is not held, the range leaves it, or the device fails.
+    fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), Error>;
+}
+
+/// The disk, or a file in its place, that becomes an image.
+///
+/// In this order: [`open`](Self::open) (refuses what does not fit),
+/// [`scan`](Self::scan) (keeps what is there already; may be left out),
+/// [`prepare`](Self::prepare) (zeroes), [`put`](PieceSink::put) each missing
+/// piece, [`finish`](Self::finish).
+#[derive(Debug)]
+pub struct DiskSink {
+    file: File,
+    path: PathBuf,
+    block_device: bool,
+    size_bytes: u64,
+    manifest: Arc<Manifest>,
+    have: Mutex<PieceSet>,
+}
+
+/// What [`DiskSink::finish`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// Pieces that were read back from the medium and compared.
+    pub pieces_read_back: u32,
+}
+
+impl DiskSink {
+    /// Opens an existing block device or regular file for this image. A block
+    /// device is opened exclusively, which the kernel refuses while it is
+    /// mounted or part of something larger. Nothing is written.
+    ///
+    /// # Errors
+    /// [`Error::TooSmall`], [`Error::Busy`], [`Error::NotADisk`], or the system's.
+    pub fn open(path: &Path, manifest: Arc<Manifest>) -> Result<Self, Error> {
+        let opened = Error::io("open", path);
+        let kind = match path.metadata() {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) => return Err(opened(error)),
+        };
+        let block_device = kind.is_block_device();
+        if !block_device && !kind.is_file() {
+            return Err(Error::NotADisk(path.to_owned()));
+        }
+        let flags = if block_device { OFlags::EXCL } else { OFlags::empty() };
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path);
+        let file = file.map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::BUSY) => Error::Busy(path.to_owned()),
+            _ => opened(error),
+        })?;
+        Self::of_file(file, path, block_device, manifest)
+    }
+
+    /// Creates a sparse file of the image's size; for images on files.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be made.
+    pub fn create(path: &Path, manifest: Arc<Manifest>) -> Result<Self, Error> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(Error::io("create", path))?;
+        file.set_len(manifest.size_bytes()).map_err(Error::io("set the size of", path))?;
+        Self::of_file(file, path, false, manifest)
+    }
+
+    fn of_file(mut file: File, path: &Path, block_device: bool, manifest: Arc<Manifest>) -> Result<Self, Error> {
+        let size_bytes = file.seek(SeekFrom::End(0)).map_err(Error::io("measure", path))?;
+        if size_bytes < manifest.size_bytes() {
+            return Err(Error::TooSmall {
+                device: path.to_owned(),
+                device_bytes: size_bytes,
+                image_bytes: manifest.size_bytes(),
+            });
+        }
+        let have = Mutex::new(PieceSet::with_capacity(manifest.piece_count() as usize));
+        Ok(Self { file, path: path.to_owned(), block_device, size_bytes, manifest, have })
+    }
+
+    /// The image this disk gets.
+    #[must_use]
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Device or file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The pieces that are on the disk.
+    #[must_use]
+    pub fn held(&self) -> PieceSet {
+        self.have().clone()
+    }
+
+    /// Reads the disk from front to back and keeps the pieces that are right
+    /// already; returns all that are held then. A piece that reads as zeros is
+    /// decided without hashing. Writes nothing.
+    ///
+    /// # Errors
+    /// When cancelled by `progress`. A range that cannot be read is not held,
+    /// and shows when it is written.
+    pub fn scan(&self, progress: &mut Progress<'_>) -> Result<PieceSet, Error> {
+        let manifest = &*self.manifest;
+        let zero_pieces = manifest.zero_pieces();
+        let mut good = PieceSet::with_capacity(manifest.piece_count() as usize);
+        let hashed = thread::scope(|scope| {
+            let pipeline = Pipeline::start(scope, manifest.piece_size_bytes() as usize, false, |index, bytes| {
+                manifest.agrees(index, bytes)
+            });
+            let mut buffer = pipeline.buffer()?;
+            for index in 0..manifest.piece_count() {
+                let (offset, length) = (manifest.piece_offset(index), manifest.piece_length(index));
+                match self.look(offset, length, &mut buffer) {
+                    Content::Zeros => good.set(index as usize, zero_pieces.contains(index as usize)),
+                    Content::Bytes if zero_pieces.contains(index as usize) => {}
+                    Content::Bytes => {
+                        let full = std::mem::replace(&mut buffer, pipeline.buffer()?);
+                        pipeline.submit(index, full)?;
+                    }
+                    Content::Unreadable => {}
+                }
+                let done = offset + u64::from(length);
+                if let ControlFlow::Break(()) = progress(done, manifest.size_bytes()) {
+                    return Err(Error::Cancelled);
+                }
+            }
+            pipeline.finish()
+        })?;
+        for (index, agrees) in hashed.results {
+            good.set(index as usize, agrees);
+        }
+        let mut have = self.have();
+        have.union_with(&good);
+        Ok(have.clone())
+    }
+
+    /// Zeroes the zero pieces that are not held yet, neighbours in one go, and
+    /// wipes a stale backup partition table.
+    ///
+    /// On a disk larger than the image nothing beyond the image is touched but
+    /// the last 33 sectors: a backup GPT that an earlier system left there
+    /// contradicts the image's own table, and firmware and partition tools may
+    /// then "repair" the disk from the old one.
+    ///
+    /// # Errors
+    /// When the device fails; names the offset. Or when cancelled.
+    pub fn prepare(&self, progress: &mut Progress<'_>) -> Result<(), Error> {
+        let mut wanted = self.manifest.zero_pieces().clone();
+        wanted.difference_with(&self.have());
+        let total = self.manifest.bytes_of(&wanted);
+        let mut done = 0;
+        for run in runs(&wanted) {
+            let start = self.manifest.piece_offset(run.start);
+            let end = self.manifest.piece_offset(run.end).min(self.manifest.size_bytes());
+            sparse::zero_range(&self.file, start..end).map_err(Error::device("zero", &self.path, start))?;
+            self.have().insert_range(run.start as usize..run.end as usize);
+            done += end - start;
+            if let ControlFlow::Break(()) = progress(done, total) {
+                return Err(Error::Cancelled);
+            }
+        }
+        self.wipe_backup_gpt()
+    }
+
+    /// Makes everything durable, then reads the first, the last and a sample of
+    /// pieces back from the medium and compares them. `seed` chooses the sample.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] while pieces are missing, [`Error::CorruptPieces`]
+    /// when the medium did not keep what was written, or the device's.
+    pub fn finish(&self, seed: u64) -> Result<Finished, Error> {
+        let missing = self.missing().count_ones(..);
+        if missing > 0 {
+            return Err(Error::Incomplete { device: self.path.clone(), missing });
+        }
+        self.file.sync_all().map_err(Error::io("make durable", &self.path))?;
+        let sample = sample(self.manifest.piece_count(), seed);
+        let mut corrupt = Vec::new();
+        for &index in &sample {
+            if !self.read_back(index)? {
+                corrupt.push(index);
+            }
+        }
+        if let Some(&first) = corrupt.first() {
+            let mut have = self.have();
+            for &index in &corrupt {
+                have.remove(index as usize);
+            }
+            return Err(Error::CorruptPieces { what: self.path.clone(), count: corrupt.len(), first });
+        }
+        Ok(Finished { pieces_read_back: sample.len() as u32 })
+    }
+
+    fn look(&self, offset: u64, length: u32, buffer: &mut Vec<u8>) -> Content {
+        if !self.block_device && sparse::in_hole(&self.file, offset, u64::from(length)) {
+            return Content::Zeros;
+        }
+        buffer.resize(length as usize, 0);
+        match self.file.read_exact_at(buffer, offset) {
+            Ok(()) if is_zero(buffer) => Content::Zeros,
+            Ok(()) => Content::Bytes,
+            Err(error) => {
+                tracing::warn!(device = %self.path.display(), offset, %error, "unreadable; its piece will be fetched");
+                Content::Unreadable
+            }
+        }
+    }
+
+    /// Whether the medium holds a piece as it should.
+    fn read_back(&self, index: u32) -> Result<bool, Error> {
+        let (offset, length) = (self.manifest.piece_offset(index), self.manifest.piece_length(index));
+        // Otherwise memory would be compared with itself. Only advice: where it
+        // is not taken, the read still proves that the write was accepted.
+        let _ = rustix::fs::fadvise(&self.file, offset, u64::from(length).try_into().ok(), Advice::DontNeed);
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact_at(&mut bytes, offset).map_err(Error::device("read back", &self.path, offset))?;
+        Ok(self.manifest.agrees(index, &bytes))
+    }
+
+    fn wipe_backup_gpt(&self) -> Result<(), Error> {
+        let sector = match self.block_device {
+            true => rustix::fs::ioctl_blksszget(&self.file).map_or(512, u64::from),
+            false => 512,
+        };
+        let table = self.size_bytes.saturating_sub(BACKUP_GPT_SECTORS * sector);
+        let start = table.max(self.manifest.size_bytes());
+        if start >= self.size_bytes {
+            return Ok(());
+        }
+        let zeros = vec![0; (self.size_bytes - start) as usize];
+        self.file.write_all_at(&zeros, start).map_err(Error::device("zero", &self.path, start))
+    }
+
+    fn have(&self) -> MutexGuard<'_, PieceSet> {
+        self.have.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PieceSink for DiskSink {
+    fn missing(&self) -> PieceSet {
+        let mut missing = self.held();
+        missing.toggle_range(..);
+        missing
+    }
+
+    fn put(&self, piece: &VerifiedPiece) -> Result<(), Error> {
+        if piece.content_id() != self.manifest.content_id() {
+            return Err(Error::ForeignPiece { index: piece.index() });
+        }
+        let written = match self.block_device {
+            true => self.file.write_all_at(piece.bytes(), piece.offset()),
+            false => sparse::write_over(&self.file, piece.offset(), piece.bytes()),
+        };
+        written.map_err(Error::device("write", &self.path, piece.offset()))?;
+        self.have().insert(piece.index() as usize);
+        Ok(())
+    }
+}
+
+impl PieceSource for DiskSink {
+    fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), Error> {
+        let held = self.have().contains(index as usize);
+        read_piece(&self.file, &self.path, &self.manifest, held, (index, begin), into)
+    }
+}
+
+/// A sealed image's file as a source of all its pieces.
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    path: PathBuf,
+    manifest: Arc<Manifest>,
+}
+
+impl FileSource {
+    /// Opens the raw content of an image.
+    ///
+    /// # Errors
+    /// When it cannot be opened or has another size.
+    pub fn open(path: &Path, manifest: Arc<Manifest>) -> Result<Self, Error> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let size = file.metadata().map_err(Error::io("measure", path))?.len();
+        if size != manifest.size_bytes() {
+            return Err(Error::BadManifest(format!(
+                "{} has {size} bytes, the manifest says {}",
+                path.display(),
+                manifest.size_bytes()
+            )));
+        }
+        Ok(Self { file, path: path.to_owned(), manifest })
+    }
+}
+
+impl PieceSource for FileSource {
+    fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), Error> {
+        read_piece(&self.file, &self.path, &self.manifest, true, (index, begin), into)
+    }
+}
+
+fn read_piece(
+    file: &File,
+    path: &Path,
+    manifest: &Manifest,
+    held: bool,
+    (index, begin): (u32, u32),
+    into: &mut [u8],
+) -> Result<(), Error> {
+    let end = u64::from(begin) + into.len() as u64;
+    if !held || end > u64::from(manifest.piece_length(index)) {
+        return Err(Error::NotHeld { index, begin, end });
+    }
+    let offset = manifest.piece_offset(index) + u64::from(begin);
+    file.read_exact_at(into, offset).map_err(Error::device("read", path, offset))
+}
+
+enum Content {
+    Zeros,
+    Bytes,
+    Unreadable,
+}
+
+/// Consecutive members of a set as ranges.
+fn runs(set: &PieceSet) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for index in set.ones().map(|index| index as u32) {
+        match runs.last_mut() {
+            Some(run) if run.end == index => run.end += 1,
+            _ => runs.push(index..index + 1),
+        }
+    }
+    runs
+}
+
+/// First, last and some others, ascending. The choice must not be guessable by
+/// a device, only repeatable, so a hash of the seed serves as chance.
+fn sample(piece_count: u32, seed: u64) -> Vec<u32> {
+    let mut sample: Vec<u32> = (0..SAMPLED_PIECES)
+        .map(|draw| {
+            let hash = sha256(&[seed.to_le_bytes(), draw.to_le_bytes()].concat());
+            let (head, _) = hash.as_chunks::<8>();
+            (u64::from_le_bytes(head[0]) % u64::from(piece_count.max(1))) as u32
+        })
+        .chain([0, piece_count.saturating_sub(1)])
+        .collect();
+    sample.sort_unstable();
+    sample.dedup();
+    sample
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::hash::sha256;
+    use crate::manifest::{Parts, PieceHashes};
+    use crate::no_progress;
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    const PIECE: usize = 16 << 10;
+
+    fn manifest_of(content: &[u8]) -> Arc<Manifest> {
+        let pieces = PieceHashes::Sha256(content.chunks(PIECE).map(sha256).collect());
+        Arc::new(
+            Manifest::new(Parts {
+                name: "test".into(),
+                size_bytes: content.len() as u64,
+                piece_size_bytes: PIECE as u64,
+                digest: None,
+                pieces,
+                infohash: None,
+            })
+            .unwrap(),
+        )
+    }
+
+    /// 40 pieces: 0..10 data, 10..30 zeros, 30..40 data, and a short last one.
+    fn content() -> Vec<u8> {
+        let mut content: Vec<u8> = (0..40 * PIECE + 1024).map(|n| (n % 253) as u8 + 1).collect();
+        content[10 * PIECE..30 * PIECE].fill(0);
+        content
+    }
+
+    fn put_all(sink: &DiskSink, content: &[u8]) {
+        for index in sink.missing().ones() {
+            let bytes = content.chunks(PIECE).nth(index).unwrap().to_vec();
+            sink.put(&sink.manifest().verify(index as u32, bytes).unwrap()).unwrap();
+        }
+    }
+
+    fn old_disk(size: usize) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        fs::write(&path, vec![0xff; size]).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn a_used_disk_becomes_the_image_and_keeps_what_is_beyond_but_a_backup_gpt() {
+        let content = content();
+        let beyond = 1 << 20;
+        let (_folder, path) = old_disk(content.len() + beyond);
+        let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+        sink.prepare(&mut no_progress).unwrap();
+        assert_eq!(sink.missing().count_ones(..), 21, "zero pieces need not be fetched");
+        put_all(&sink, &content);
+        assert_eq!(sink.finish(1).unwrap().pieces_read_back, sample(41, 1).len() as u32);
+
+        let disk = fs::read(&path).unwrap();
+        assert_eq!(&disk[..content.len()], content);
+        let gpt = disk.len() - 33 * 512;
+        assert!(disk[content.len()..gpt].iter().all(|&byte| byte == 0xff));
+        assert!(is_zero(&disk[gpt..]));
+    }
+
+    #[test]
+    fn zero_pieces_are_holes_in_a_file() {
+        let mut content = vec![0; 4 << 20];
+        content[0] = 1;
+        let (_folder, path) = old_disk(content.len());
+        let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+        sink.prepare(&mut no_progress).unwrap();
+        put_all(&sink, &content);
+        sink.finish(0).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 < 128 << 10);
+    }
+
+    #[test]
+    fn a_wiped_gpt_never_reaches_into_the_image() {
+        let content = content();
+        let (_folder, path) = old_disk(content.len() + 512);
+        let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+        put_all(&sink, &content);
+        sink.prepare(&mut no_progress).unwrap();
+        assert_eq!(&fs::read(&path).unwrap()[..content.len()], content);
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_refused_before_anything_is_written() {
+        let content = content();
+        let (_folder, path) = old_disk(content.len() - 1);
+        let error = DiskSink::open(&path, manifest_of(&content)).unwrap_err().to_string();
+        assert!(
+            error.contains(&(content.len() - 1).to_string()) && error.contains(&content.len().to_string()),
+            "{error}"
+        );
+        assert!(fs::read(&path).unwrap().iter().all(|&byte| byte == 0xff));
+        assert!(matches!(DiskSink::open(Path::new("/dev/null"), manifest_of(&content)), Err(Error::NotADisk(_))));
+        let absent = path.with_extension("absent");
+        assert!(DiskSink::open(&absent, manifest_of(&content)).unwrap_err().to_string().contains("absent"));
+    }
+
+    #[test]
+    fn a_scan_keeps_exactly_what_is_right() {
+        let content = content();
+        let (_folder, path) = old_disk(content.len());
+        let manifest = manifest_of(&content);
+        {
+            let sink = DiskSink::open(&path, Arc::clone(&manifest)).unwrap();
+            assert_eq!(sink.scan(&mut no_progress).unwrap().count_ones(..), 0);
+            sink.prepare(&mut no_progress).unwrap();
+            for index in [0u32, 5, 35, 40] {
+                let bytes = content.chunks(PIECE).nth(index as usize).unwrap().to_vec();
+                sink.put(&manifest.verify(index, bytes).unwrap()).unwrap();
+            }
+            // A torn write: half a piece.
+            sink.file.write_all_at(&content[PIECE..PIECE + 100], PIECE as u64).unwrap();
+        }
+        let sink = DiskSink::open(&path, manifest).unwrap();
+        let held: Vec<_> = sink.scan(&mut no_progress).unwrap().ones().collect();
+        let expected: Vec<_> = [0, 5].into_iter().chain(10..30).chain([35, 40]).collect();
+        assert_eq!(held, expected);
+        put_all(&sink, &content);
+        sink.finish(3).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+
+    #[test]
+    fn zeros_where_data_belongs_are_not_held() {
+        let content = content();
+        let folder = tempfile::tempdir().unwrap();
+        let sink = DiskSink::create(&folder.path().join("new"), manifest_of(&content)).unwrap();
+        assert_eq!(sink.scan(&mut no_progress).unwrap().ones().collect::<Vec<_>>(), (10..30).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_disk_that_forgets_is_found_out_and_not_finished_early() {
+        let content = content();
+        let (_folder, path) = old_disk(content.len());
+        let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+        sink.prepare(&mut no_progress).unwrap();
+        assert!(matches!(sink.finish(0), Err(Error::Incomplete { missing: 21, .. })));
+        put_all(&sink, &content);
+        sink.file.write_all_at(&[0], 40 * PIECE as u64 + 5).unwrap();
+        assert!(matches!(sink.finish(0), Err(Error::CorruptPieces { first: 40, count: 1, .. })));
+        assert_eq!(sink.missing().ones().collect::<Vec<_>>(), [40], "to be fetched again");
+    }
+
+    #[test]
+    fn pieces_of_another_image_are_refused() {
+        let content = content();
+        let other = manifest_of(&vec![7; 2 * PIECE]);
+        let piece = other.verify(0, vec![7; PIECE]).unwrap();
+        let (_folder, path) = old_disk(content.len());
+        let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+        assert!(matches!(sink.put(&piece), Err(Error::ForeignPiece { index: 0 })));
+        assert!(fs::read(&path).unwrap().iter().all(|&byte| byte == 0xff));
+    }
+
+    #[test]
+    fn only_held_pieces_are_read_and_only_within() {
+        let content = content();
+        let (_folder, path) = old_disk(content.len());
+        let manifest = manifest_of(&content);
+        let sink = DiskSink::open(&path, Arc::clone(&manifest)).unwrap();
+        let mut block = [0; 100];
+        assert!(matches!(sink.read(3, 0, &mut block), Err(Error::NotHeld { .. })));
+        put_all(&sink, &content);
+        sink.read(3, 50, &mut block).unwrap();
+        assert_eq!(block, content[3 * PIECE + 50..3 * PIECE + 150]);
+        for (index, begin) in [(40, 1000), (41, 0), (u32::MAX, 0), (0, u32::MAX)] {
+            assert!(matches!(sink.read(index, begin, &mut block), Err(Error::NotHeld { .. })), "{index} {begin}");
+        }
+        let source = FileSource::open(&path, manifest).unwrap();
+        source.read(40, 924, &mut block).unwrap();
+        assert_eq!(block, content[content.len() - 100..]);
+    }
+
+    #[test]
+    fn samples_are_in_range_repeatable_and_have_both_ends() {
+        for count in [1, 2, 17, 100_000] {
+            let drawn = sample(count, 9);
+            assert_eq!(drawn, sample(count, 9));
+            assert!(drawn.contains(&0) && drawn.contains(&(count - 1)));
+            assert!(drawn.iter().all(|&index| index < count));
+        }
+        assert_ne!(sample(100_000, 1), sample(100_000, 2));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_disk_becomes_any_image(
+            image in prop::collection::vec(0u8..3, 1..20), old in prop::collection::vec(0u8..3, 20), short in 1usize..PIECE
+        ) {
+            let expand = |kinds: &[u8]| -> Vec<u8> { kinds.iter().flat_map(|&kind| vec![kind; PIECE]).collect() };
+            let mut content = expand(&image);
+            content.truncate(content.len() - PIECE + short);
+            let (_folder, path) = old_disk(0);
+            fs::write(&path, expand(&old)).unwrap();
+            let sink = DiskSink::open(&path, manifest_of(&content)).unwrap();
+            sink.scan(&mut no_progress).unwrap();
+            sink.prepare(&mut no_progress).unwrap();
+            put_all(&sink, &content);
+            sink.finish(5).unwrap();
+            prop_assert_eq!(&fs::read(&path).unwrap()[..content.len()], &content[..]);
+        }
+    }
+}
