@@ -1,0 +1,117 @@
+//! The Debian packages that the demo and the tests need, and what each is for.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// Who needs a package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The demo, and the tests as well.
+    Demo,
+    /// Only the tests.
+    Tests,
+}
+
+/// Package, who needs it, what for.
+const PACKAGES: &[(&str, For, &str)] = &[
+    ("gcc", For::Demo, "linker; compiles the embedded database"),
+    ("libc6-dev", For::Demo, "headers for the same"),
+    ("musl-tools", For::Demo, "linker of the static agent"),
+    ("qemu-system-x86", For::Demo, "the virtual machines"),
+    ("qemu-utils", For::Demo, "reads qcow2 and other image formats"),
+    ("ovmf", For::Demo, "UEFI firmware of the virtual machines"),
+    ("ipxe", For::Demo, "network boot loaders"),
+    ("ipxe-qemu", For::Demo, "network ROMs of the virtual machines"),
+    ("iproute2", For::Demo, "namespaces, bridges and taps"),
+    ("mmdebstrap", For::Demo, "makes the golden image's file system"),
+    ("e2fsprogs", For::Demo, "writes and checks ext4 without mounting"),
+    ("dosfstools", For::Demo, "writes the EFI system partition"),
+    ("mtools", For::Demo, "copies files into it without mounting"),
+    ("gdisk", For::Demo, "looks at partition tables"),
+    ("grub-pc-bin", For::Demo, "boot loader of the golden image for BIOS"),
+    ("grub-efi-amd64-bin", For::Demo, "boot loader of the golden image for UEFI"),
+    ("grub-common", For::Demo, "puts both together"),
+    ("xz-utils", For::Demo, "unpacks kernel modules"),
+    ("zstd", For::Demo, "packs the golden image's file system"),
+    ("cpio", For::Demo, "looks into the initramfs"),
+    ("ca-certificates", For::Demo, "package downloads"),
+    ("g++", For::Tests, "the fuzzer's runtime"),
+    ("dnsmasq-base", For::Tests, "a foreign DHCP server, and a foreign client of ours"),
+    ("udhcpc", For::Tests, "a DHCP client"),
+    ("isc-dhcp-client", For::Tests, "a DHCP client"),
+    ("tftp-hpa", For::Tests, "a TFTP client"),
+    ("atftp", For::Tests, "a TFTP client"),
+    ("curl", For::Tests, "an HTTP and TFTP client"),
+    ("aria2", For::Tests, "an ordinary BitTorrent client"),
+    ("openipmi", For::Tests, "ipmi_sim, a simulated management controller"),
+    ("ipmitool", For::Tests, "drives management controllers"),
+    ("busybox-static", For::Tests, "the small image's only program"),
+    ("git", For::Tests, "lists the tracked files"),
+];
+
+/// Installs what is missing, and only that.
+///
+/// A fresh machine has no package lists, so they are fetched first when anything is missing.
+pub(crate) fn install(what_for: For) -> Result<()> {
+    let missing = missing(what_for)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (name, purpose) in &missing {
+        println!("    {name}: {purpose}");
+    }
+    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+    if !run::is_root() {
+        bail!("packages are missing and only root may install them: apt-get install {}", names.join(" "));
+    }
+    run::must(apt_get().arg("update"))?;
+    run::must(apt_get().args(["install", "-y", "--no-install-recommends", "--"]).args(&names))
+}
+
+fn missing(what_for: For) -> Result<Vec<(&'static str, &'static str)>> {
+    if !run::has_program("dpkg-query") || !run::has_program("apt-get") {
+        let names: Vec<&str> = wanted(what_for).map(|(name, _)| name).collect();
+        bail!("this is not Debian, so nothing can be installed; its packages were: {}", names.join(" "));
+    }
+    let mut missing = Vec::new();
+    for (name, purpose) in wanted(what_for) {
+        let state = Command::new("dpkg-query")
+            .args(["--show", "--showformat=${db:Status-Status}", name])
+            .stderr(Stdio::null())
+            .output()?;
+        if state.stdout != b"installed" {
+            missing.push((name, purpose));
+        }
+    }
+    Ok(missing)
+}
+
+fn wanted(what_for: For) -> impl Iterator<Item = (&'static str, &'static str)> {
+    PACKAGES
+        .iter()
+        .filter(move |(_, by, _)| what_for == For::Tests || *by == what_for)
+        .map(|(name, _, why)| (*name, *why))
+}
+
+/// `apt-get` that asks nothing, prints little and waits for another one to end.
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_is_named_once_and_the_tests_need_what_the_demo_needs() {
+        let names: std::collections::BTreeSet<&str> = PACKAGES.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names.len(), PACKAGES.len());
+        assert_eq!(wanted(For::Tests).count(), PACKAGES.len());
+        assert!(wanted(For::Demo).count() < PACKAGES.len());
+    }
+}

@@ -1,0 +1,122 @@
+//! What the demo and the tests need before they can begin: programs, agent, boot environment, golden image.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::run::{self, Ended};
+
+const MUSL: &str = "x86_64-unknown-linux-musl";
+const GNU: &str = "x86_64-unknown-linux-gnu";
+/// A target is 40 MB; without an answer after this time the other way is taken.
+const TARGET_LIMIT: Duration = Duration::from_secs(180);
+
+/// Where everything is.
+pub(crate) struct Places {
+    /// The workspace.
+    pub(crate) root: PathBuf,
+    /// Cargo's target folder.
+    pub(crate) target: PathBuf,
+    /// What is built once and kept: boot environment and golden image.
+    pub(crate) cache: PathBuf,
+}
+
+impl Places {
+    pub(crate) fn find() -> Result<Self> {
+        let text = run::output(cargo().args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
+        let metadata: Value = serde_json::from_str(&text).context("cargo metadata did not print JSON")?;
+        let place = |key: &str| {
+            metadata[key].as_str().map(PathBuf::from).with_context(|| format!("cargo metadata names no {key}"))
+        };
+        let target = place("target_directory")?;
+        Ok(Self { root: place("workspace_root")?, cache: target.join("rackswarm-cache"), target })
+    }
+
+    /// The `rackswarm` program of the dev profile.
+    pub(crate) fn rackswarm(&self) -> PathBuf {
+        self.target.join("debug/rackswarm")
+    }
+
+    /// Kernel and initramfs.
+    pub(crate) fn bootenv(&self) -> PathBuf {
+        self.cache.join("bootenv")
+    }
+
+    /// The bootable Debian.
+    pub(crate) fn golden(&self) -> PathBuf {
+        self.cache.join("golden-debian.raw")
+    }
+
+    /// The image of some MiB that the tests deploy.
+    pub(crate) fn small(&self) -> PathBuf {
+        self.cache.join("golden-small.raw")
+    }
+}
+
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Builds the `rackswarm` program.
+pub(crate) fn build_rackswarm() -> Result<()> {
+    run::must(cargo().args(["build", "--locked", "-p", "rackswarm"]))
+}
+
+/// Builds the static agent and returns its path.
+pub(crate) fn build_agent(places: &Places) -> Result<PathBuf> {
+    let target = if musl_is_there() { MUSL } else { GNU };
+    let mut command = cargo();
+    command.args(["build", "--locked", "-p", "rackswarm-agent", "--profile", "agent", "--target", target]);
+    if target == MUSL {
+        command.env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+    } else {
+        println!(
+            "    the target {MUSL} cannot be had; the agent is linked statically with glibc instead, about 1 MB larger"
+        );
+        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    run::must(&mut command)?;
+    let agent = places.target.join(target).join("agent/rackswarm-agent");
+    ensure!(agent.is_file(), "cargo built no {}", agent.display());
+    Ok(agent)
+}
+
+/// Builds kernel and initramfs. Downloads are cached, and equal input gives equal files, so this is done each time.
+pub(crate) fn build_bootenv(places: &Places, agent: &Path) -> Result<()> {
+    let mut command = Command::new(places.rackswarm());
+    command.args(["bootenv", "build", "--out"]).arg(places.bootenv()).arg("--agent").arg(agent);
+    run::must(&mut command)
+}
+
+/// Builds an image with our own tool unless `out` is there already.
+pub(crate) fn build_image(places: &Places, kind: &str, out: &Path) -> Result<()> {
+    if out.is_file() {
+        println!("    kept: {} (remove it to build it anew)", out.display());
+        return Ok(());
+    }
+    std::fs::create_dir_all(&places.cache).with_context(|| format!("cannot create {}", places.cache.display()))?;
+    // Built beside its place, so that an image cut short is never taken for a whole one.
+    let draft = out.with_extension("draft");
+    let mut command = Command::new(places.rackswarm());
+    command.args(["image", "build", kind, "--out"]).arg(&draft);
+    run::must(&mut command)?;
+    std::fs::rename(&draft, out).with_context(|| format!("cannot rename {} to {}", draft.display(), out.display()))
+}
+
+fn musl_is_there() -> bool {
+    let sysroot = run::output(Command::new("rustc").args(["--print", "sysroot"])).unwrap_or_default();
+    let there = || Path::new(&sysroot).join("lib/rustlib").join(MUSL).join("lib").is_dir();
+    if there() {
+        return true;
+    }
+    if !run::has_program("rustup") {
+        return false;
+    }
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", MUSL]).stdin(Stdio::null());
+    matches!(run::wait(&mut add, Some(TARGET_LIMIT)), Ok(Ended::Exited(0))) && there()
+}
