@@ -1,0 +1,241 @@
+//! A file tree packed as an initramfs: one or more cpio archives, each compressed by itself.
+//!
+//! The kernel unpacks the segments of an initramfs one after the other (Documentation/driver-api/early-userspace/
+//! buffer-format). So the large, seldom changing segment is compressed once and kept, and the agent comes behind it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::cache::{Cache, sha256, write_whole};
+use crate::{Error, error::file};
+
+/// zstd's level. Level 19 keeps its window at 8 MiB, which any machine has; above 19 the window grows.
+const LEVEL: i32 = 19;
+/// The most that an initramfs may hold when it is listed, in bytes: a bound against damaged files.
+const UNPACKED_BYTES: u64 = 4 << 30;
+
+const FOLDER: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const SYMLINK: u32 = 0o120_000;
+const CHARACTER: u32 = 0o020_000;
+
+/// What stands at one path.
+#[derive(Debug, Clone)]
+enum Node {
+    Folder { mode: u32 },
+    Text { mode: u32, bytes: Vec<u8> },
+    Copy { mode: u32, source: PathBuf },
+    Link { target: String },
+    Character { mode: u32, major: u32, minor: u32 },
+}
+
+/// Files to pack, by path without a leading slash. Everything belongs to root; folders above a file appear by themselves.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    nodes: BTreeMap<String, Node>,
+}
+
+/// One entry of an initramfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its path without a leading slash.
+    pub path: String,
+    /// File type and permission bits as in `stat`.
+    pub mode: u32,
+    /// Its size in bytes; of a link, the length of its target.
+    pub size_bytes: u64,
+    /// Its modification time, in seconds since 1970.
+    pub mtime: u32,
+    /// The target of a symbolic link.
+    pub target: Option<String>,
+}
+
+impl Tree {
+    /// Adds a folder with its permission bits.
+    pub fn folder(&mut self, path: &str, mode: u32) {
+        self.put(path, Node::Folder { mode });
+    }
+
+    /// Adds a file with the given contents.
+    pub fn text(&mut self, path: &str, mode: u32, bytes: &(impl AsRef<[u8]> + ?Sized)) {
+        self.put(path, Node::Text { mode, bytes: bytes.as_ref().to_vec() });
+    }
+
+    /// Adds a copy of a file, which is read when the tree is packed.
+    pub fn copy(&mut self, path: &str, mode: u32, source: &Path) {
+        self.put(path, Node::Copy { mode, source: source.to_owned() });
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.put(path, Node::Link { target: target.to_owned() });
+    }
+
+    /// Adds a character device.
+    pub fn character(&mut self, path: &str, mode: u32, major: u32, minor: u32) {
+        self.put(path, Node::Character { mode, major, minor });
+    }
+
+    fn put(&mut self, path: &str, node: Node) {
+        for (end, _) in path.match_indices('/') {
+            self.nodes.entry(path[..end].to_owned()).or_insert(Node::Folder { mode: 0o755 });
+        }
+        self.nodes.insert(path.to_owned(), node);
+    }
+
+    /// The tree as one cpio archive in the "newc" form: sorted, every entry of the same age, owned by root.
+    ///
+    /// # Errors
+    /// When a file to copy cannot be read or is larger than 4 GiB.
+    pub fn to_cpio(&self, mtime: u32) -> Result<Vec<u8>, Error> {
+        let memory = |source| file("write", "cpio archive")(source);
+        let mut archive = Vec::new();
+        for (number, (path, node)) in (1u32..).zip(&self.nodes) {
+            let bytes = match node {
+                Node::Folder { .. } | Node::Character { .. } => Vec::new(),
+                Node::Text { bytes, .. } => bytes.clone(),
+                Node::Copy { source, .. } => fs::read(source).map_err(file("read", source))?,
+                Node::Link { target } => target.clone().into_bytes(),
+            };
+            let size = u32::try_from(bytes.len())
+                .map_err(|_| file("pack", path)(std::io::Error::other("it is larger than cpio's 4 GiB")))?;
+            let mut writer = node.header(path).ino(number).mtime(mtime).write(&mut archive, size);
+            writer.write_all(&bytes).and_then(|()| writer.finish()).map_err(memory)?;
+        }
+        cpio::newc::trailer(&mut archive).map_err(memory)?;
+        Ok(archive)
+    }
+}
+
+impl Node {
+    fn header(&self, path: &str) -> cpio::newc::Builder {
+        let builder = cpio::newc::Builder::new(path);
+        match self {
+            Node::Folder { mode } => builder.mode(FOLDER | mode).nlink(2),
+            Node::Text { mode, .. } | Node::Copy { mode, .. } => builder.mode(REGULAR | mode),
+            Node::Link { .. } => builder.mode(SYMLINK | 0o777),
+            Node::Character { mode, major, minor } => {
+                builder.mode(CHARACTER | mode).rdev_major(*major).rdev_minor(*minor)
+            }
+        }
+    }
+}
+
+/// Compresses one segment.
+///
+/// # Errors
+/// When memory runs out.
+pub fn compress(segment: &[u8]) -> Result<Vec<u8>, Error> {
+    zstd::bulk::compress(segment, LEVEL).map_err(file("compress", "initramfs segment"))
+}
+
+/// Compresses one segment, or takes the result from the cache: level 19 costs seconds, and equal bytes compress equally.
+///
+/// # Errors
+/// When the cache cannot be read or written.
+pub fn compress_cached(cache: &Cache, segment: &[u8], progress: &dyn Fn(&str)) -> Result<Vec<u8>, Error> {
+    let name = format!("{}-zstd{}-{LEVEL}", sha256(segment), zstd::zstd_safe::version_number());
+    let kept = cache.folder("segments")?.join(name);
+    if kept.exists() {
+        return fs::read(&kept).map_err(file("read", &kept));
+    }
+    progress(&format!("compress {} MiB, once for these contents", segment.len() >> 20));
+    let compressed = compress(segment)?;
+    write_whole(&kept, &compressed)?;
+    Ok(compressed)
+}
+
+/// Lists what an initramfs made by this crate holds, segment after segment.
+///
+/// # Errors
+/// When the file is damaged or in another format.
+pub fn list(path: &Path) -> Result<Vec<Entry>, Error> {
+    let damaged = |why: String| Error::Archive { path: path.to_owned(), why };
+    let packed = fs::File::open(path).map_err(file("open", path))?;
+    let decoder = zstd::stream::Decoder::new(packed).map_err(|error| damaged(error.to_string()))?;
+    let mut bytes = Vec::new();
+    decoder.take(UNPACKED_BYTES).read_to_end(&mut bytes).map_err(|error| damaged(error.to_string()))?;
+    let mut entries = Vec::new();
+    let mut cursor = Cursor::new(bytes.as_slice());
+    while usize::try_from(cursor.position()).is_ok_and(|position| position < bytes.len()) {
+        let reader = cpio::newc::Reader::new(cursor).map_err(|error| damaged(error.to_string()))?;
+        cursor = take_entry(reader, &mut entries).map_err(|error| damaged(error.to_string()))?;
+    }
+    Ok(entries)
+}
+
+fn take_entry<'a>(
+    mut reader: cpio::newc::Reader<Cursor<&'a [u8]>>,
+    entries: &mut Vec<Entry>,
+) -> std::io::Result<Cursor<&'a [u8]>> {
+    let header = reader.entry().clone();
+    let mut target = None;
+    if header.mode() & 0o170_000 == SYMLINK {
+        let mut text = String::new();
+        reader.read_to_string(&mut text)?;
+        target = Some(text);
+    }
+    if !header.is_trailer() {
+        entries.push(Entry {
+            path: header.name().to_owned(),
+            mode: header.mode(),
+            size_bytes: u64::from(header.file_size()),
+            mtime: header.mtime(),
+            target,
+        });
+    }
+    reader.finish()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn tree() -> Tree {
+        let mut tree = Tree::default();
+        tree.text("etc/hosts", 0o644, "127.0.0.1 localhost\n");
+        tree.link("sbin", "bin");
+        tree.character("dev/console", 0o600, 5, 1);
+        tree.folder("tmp", 0o1777);
+        tree
+    }
+
+    #[test]
+    fn segments_are_listed_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("initramfs");
+        let mut second = Tree::default();
+        second.text("init", 0o755, "#!/bin/sh\n");
+        let mut packed = compress(&tree().to_cpio(7).unwrap()).unwrap();
+        packed.extend(compress(&second.to_cpio(7).unwrap()).unwrap());
+        fs::write(&path, packed).unwrap();
+        let entries = list(&path).unwrap();
+        let paths: Vec<_> = entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(paths, ["dev", "dev/console", "etc", "etc/hosts", "sbin", "tmp", "init"]);
+        assert_eq!(entries[1].mode, 0o020_600);
+        assert_eq!(entries[4].target.as_deref(), Some("bin"));
+        assert_eq!(entries[5].mode, 0o041_777);
+        assert!(entries.iter().all(|entry| entry.mtime == 7));
+    }
+
+    #[test]
+    fn equal_trees_are_equal_bytes() {
+        let mut other = Tree::default();
+        other.folder("tmp", 0o1777);
+        other.character("dev/console", 0o600, 5, 1);
+        other.link("sbin", "bin");
+        other.text("etc/hosts", 0o644, "127.0.0.1 localhost\n");
+        assert_eq!(tree().to_cpio(7).unwrap(), other.to_cpio(7).unwrap());
+    }
+
+    #[test]
+    fn a_foreign_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("initramfs");
+        fs::write(&path, b"070701 this is no zstd").unwrap();
+        assert!(matches!(list(&path), Err(Error::Archive { .. })));
+    }
+}
