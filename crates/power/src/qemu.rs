@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use rustix::fs::FlockOperation;
 use tokio::time::{Instant, sleep};
 
-pub use definition::{Disk, Firmware, Machine};
+pub use definition::{Disk, FIRMWARE_CODE, FIRMWARE_VARIABLES, Firmware, Machine};
 
 use self::process::Process;
 use crate::{Address, BootDevice, Driver, Error, Outcome, PowerDriver, Result, State};

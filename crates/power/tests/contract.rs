@@ -25,8 +25,8 @@ impl Drop for Rig {
         }
         let definition = std::fs::read_to_string(self.folder.path().join("vm.toml")).ok();
         let machine = definition.and_then(|text| power::qemu::Machine::from_toml(&text).ok());
-        if let Some(pid) = machine.and_then(|machine| machine.process_id()) {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        if let Some(machine) = machine {
+            let _ = machine.kill();
         }
     }
 }
@@ -112,8 +112,7 @@ async fn a_killed_virtual_machine_is_off_and_its_pid_file_names_nobody_else() {
     std::fs::write(rig.folder.path().join("pid"), format!("{}\n", std::process::id())).unwrap();
     assert_eq!(driver.state().await.unwrap(), State::Off, "this test is not a virtual machine");
     driver.on().await.unwrap();
-    let pid = machine.process_id().unwrap();
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    machine.kill().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while driver.state().await.unwrap() != State::Off {
         assert!(Instant::now() < deadline, "a killed machine still counts as on");

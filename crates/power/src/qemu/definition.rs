@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Debian's UEFI code image (package ovmf).
+pub const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+/// Debian's empty UEFI variable store (package ovmf).
+pub const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// A unix socket's path has 108 bytes (unix(7)), the closing zero included.
 const SOCKET_PATH_BYTES: usize = 107;
 
@@ -148,6 +152,14 @@ impl Machine {
         super::Process::find(self).map(|process| process.id())
     }
 
+    /// Ends the machine as a failing power supply would; does nothing when it is off. The disks keep what was written.
+    ///
+    /// # Errors
+    /// When the process may not be ended.
+    pub fn kill(&self) -> std::io::Result<()> {
+        super::Process::find(self).map_or(Ok(()), |process| process.kill().map_err(Into::into))
+    }
+
     pub(super) fn qmp_socket(&self) -> PathBuf {
         self.run_dir.join("qmp")
     }
@@ -174,11 +186,11 @@ fn tcg() -> String {
 }
 
 fn ovmf_code() -> PathBuf {
-    PathBuf::from("/usr/share/OVMF/OVMF_CODE_4M.fd")
+    PathBuf::from(FIRMWARE_CODE)
 }
 
 fn ovmf_variables() -> PathBuf {
-    PathBuf::from("/usr/share/OVMF/OVMF_VARS_4M.fd")
+    PathBuf::from(FIRMWARE_VARIABLES)
 }
 
 #[cfg(test)]
