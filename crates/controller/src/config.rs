@@ -1,0 +1,462 @@
+//! The configuration: one TOML file, one typed struct for each section.
+//!
+//! Unknown keys are refused. Secrets are never in the file, only paths to them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use boot::dhcp::config::DhcpConfig;
+use boot::tftp::config::TftpConfig;
+use fleet::plan::Policy;
+use fleet::post::{Network, PostSettings};
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[database]`
+    pub database: DatabaseConfig,
+    /// `[dhcp]`
+    pub dhcp: DhcpConfig,
+    /// `[tftp]`
+    pub tftp: TftpConfig,
+    /// `[boot]`
+    pub boot: BootConfig,
+    /// `[swarm]`
+    pub swarm: SwarmConfig,
+    /// `[deploy]`: attempts, deadlines and pauses.
+    pub deploy: Policy,
+    /// `[post]`: post actions of all nodes; racks and nodes may say otherwise.
+    pub post: PostSettings,
+    /// `[node]`
+    pub node: NodeConfig,
+}
+
+/// `[server]`: where it keeps things and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Folder of everything that the controller keeps. Default `/var/lib/rackswarm`.
+    pub data_dir: PathBuf,
+    /// Address and port of HTTP: API, boot files, tracker. Default `0.0.0.0:8080`.
+    pub listen: SocketAddr,
+    /// IPv4 address under which nodes reach this machine. By default the
+    /// address of `listen` if it names one, else the only one of `dhcp.interface`.
+    pub advertise: Option<Ipv4Addr>,
+    /// Account to work as once all ports are open. By default the account that
+    /// started it.
+    pub user: Option<String>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/rackswarm"),
+            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            advertise: None,
+            user: None,
+        }
+    }
+}
+
+/// `[database]`: where the state is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatabaseConfig {
+    /// `sqlite:///folder/file.db`, `postgres://user@host/name` or `memory:`. By
+    /// default the file `rackswarm.db` in `server.data_dir`.
+    pub url: Option<String>,
+    /// File that holds the database's password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `[boot]`: what machines boot over the network.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootConfig {
+    /// Folder with `vmlinuz` and `initramfs` as `rackswarm bootenv build`
+    /// writes them. By default `bootenv` in `server.data_dir`.
+    pub environment: Option<PathBuf>,
+    /// Arguments for the kernel beside our own.
+    pub kernel_arguments: Vec<String>,
+}
+
+/// `[swarm]`: how images travel.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SwarmConfig {
+    /// Address and port of the controller's own seeder. Default `0.0.0.0:6881`.
+    pub listen: SocketAddr,
+    /// Memory that a node may use for pieces in flight, in MiB, 4 to 4096.
+    /// Default 16.
+    pub node_memory_mib: u32,
+    /// How long a node that has the whole image goes on seeding while others
+    /// still fetch, in seconds, 0 to 3600. Default 5.
+    pub linger_seconds: u32,
+}
+
+impl Default for SwarmConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 6881)), node_memory_mib: 16, linger_seconds: 5 }
+    }
+}
+
+/// `[node]`: deployed systems.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Seconds between heartbeats, 1 to 3600. Default 30.
+    pub heartbeat_seconds: u32,
+    /// Names of processes that must run on every node.
+    pub watch_processes: Vec<String>,
+    /// Time limit of each built-in post action, in seconds, 1 to 3600. Default 300.
+    pub action_limit_seconds: u32,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self { heartbeat_seconds: 30, watch_processes: Vec::new(), action_limit_seconds: 300 }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be read, [`Error::Config`] with file and
+    /// line when something in it is wrong.
+    pub fn read(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file).map_err(|cause| Error::File {
+            doing: "read the configuration",
+            path: file.to_owned(),
+            cause,
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Reads and checks the text of a file; `file` is only named in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Error> {
+        let bad = |line: Option<usize>, why: String| Error::Config { file: file.to_owned(), line, why };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            bad(line, with_suggestion(error.message()))
+        })?;
+        config.check().map_err(|why| bad(line_of(text, &why), why))?;
+        Ok(config)
+    }
+
+    /// Checks what a parser cannot. A sentence begins with the key that it is about.
+    ///
+    /// # Errors
+    /// The sentence.
+    pub fn check(&self) -> Result<(), String> {
+        self.dhcp.check().map_err(sentence)?;
+        self.tftp.check().map_err(sentence)?;
+        if !self.server.data_dir.is_absolute() {
+            return Err("server.data_dir must be an absolute path".to_owned());
+        }
+        if self.server.advertise.is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast()) {
+            return Err("server.advertise must be an address that nodes can connect to".to_owned());
+        }
+        if self.database.url.as_ref().is_some_and(|url| has_password(url)) {
+            return Err(
+                "database.url holds a password: write it into a file and name that in database.password_file".into()
+            );
+        }
+        for argument in &self.boot.kernel_arguments {
+            if argument.is_empty() || argument.contains(char::is_whitespace) {
+                return Err(format!("boot.kernel_arguments: `{argument}` must be one argument without spaces"));
+            }
+        }
+        self.check_ranges()?;
+        check_post(&self.post).map_err(|why| format!("post.{why}"))
+    }
+
+    fn check_ranges(&self) -> Result<(), String> {
+        let d = &self.deploy;
+        let day = 86_400;
+        for (key, value, low, high) in [
+            ("swarm.node_memory_mib", self.swarm.node_memory_mib, 4, 4096),
+            ("swarm.linger_seconds", self.swarm.linger_seconds, 0, 3600),
+            ("node.heartbeat_seconds", self.node.heartbeat_seconds, 1, 3600),
+            ("node.action_limit_seconds", self.node.action_limit_seconds, 1, 3600),
+            ("deploy.attempts", d.attempts, 1, 10),
+            ("deploy.pause_seconds", d.pause_seconds, 0, 3600),
+            ("deploy.powering_on_seconds", d.powering_on_seconds, 1, day),
+            ("deploy.leasing_seconds", d.leasing_seconds, 1, day),
+            ("deploy.manual_leasing_seconds", d.manual_leasing_seconds, 1, 30 * day),
+            ("deploy.loading_bootloader_seconds", d.loading_bootloader_seconds, 1, day),
+            ("deploy.loading_kernel_seconds", d.loading_kernel_seconds, 1, day),
+            ("deploy.silence_seconds", d.silence_seconds, 1, day),
+            ("deploy.stall_seconds", d.stall_seconds, 1, day),
+            ("deploy.post_actions_seconds", d.post_actions_seconds, 1, day),
+            ("deploy.rebooting_seconds", d.rebooting_seconds, 1, day),
+        ] {
+            if !(low..=high).contains(&value) {
+                return Err(format!("{key} is {value}, write {low} to {high}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Folder with kernel and initramfs.
+    #[must_use]
+    pub fn environment(&self) -> PathBuf {
+        self.boot.environment.clone().unwrap_or_else(|| self.server.data_dir.join("bootenv"))
+    }
+}
+
+/// Checks post actions as an operator sets them. A sentence begins with the
+/// field that it is about.
+///
+/// # Errors
+/// The sentence.
+pub fn check_post(post: &PostSettings) -> Result<(), String> {
+    const TEXT_BYTES: usize = 256 << 10;
+    for key in post.authorized_keys.iter().flatten() {
+        if key.trim().is_empty() || key.contains(['\n', '\r', '\0']) {
+            return Err("authorized_keys: each entry must be one line of an authorized_keys file".to_owned());
+        }
+    }
+    if let Some(Network::Static { address, gateway, dns }) = &post.network {
+        let parts = address.split_once('/').map(|(ip, prefix)| (ip.parse::<Ipv4Addr>(), prefix.parse::<u8>()));
+        if !matches!(parts, Some((Ok(_), Ok(1..=32)))) {
+            return Err(format!("network: `{address}` is not an address with prefix length; write it as 10.0.0.7/24"));
+        }
+        for ip in gateway.iter().chain(dns) {
+            if ip.parse::<Ipv4Addr>().is_err() {
+                return Err(format!("network: `{ip}` is not an IPv4 address"));
+            }
+        }
+    }
+    if let Some(script) = &post.script {
+        if !script.text.starts_with("#!") {
+            return Err("script: its first line must name the interpreter, as in #!/bin/sh".to_owned());
+        }
+        if !(1..=3600).contains(&script.time_limit_seconds) {
+            return Err(format!("script: time_limit_seconds is {}, write 1 to 3600", script.time_limit_seconds));
+        }
+    }
+    let texts = post.user_data.iter().chain(post.script.as_ref().map(|s| &s.text));
+    if texts.into_iter().any(|text| text.len() > TEXT_BYTES) {
+        return Err(format!("script and user_data may have {TEXT_BYTES} bytes each"));
+    }
+    Ok(())
+}
+
+/// The whole file with every default and what it means.
+#[must_use]
+pub fn print_config() -> String {
+    [HEAD, SERVER, DATABASE, DhcpConfig::DEFAULT_TOML, TftpConfig::DEFAULT_TOML, BOOT, SWARM, Policy::DEFAULT_TOML, POST, NODE]
+        .map(str::trim_end)
+        .join("\n\n")
+        + "\n"
+}
+
+const HEAD: &str = "\
+# Configuration of `rackswarm serve`. Every line shows its default; lines that begin with # are examples.
+# Unknown keys are refused. Secrets stay in files of their own, of which this one names the paths.
+";
+
+const SERVER: &str = "\
+[server]
+# Everything that the controller keeps: database, images, boot environment, operator token.
+data_dir = \"/var/lib/rackswarm\"
+# HTTP: API, boot files and tracker.
+listen = \"0.0.0.0:8080\"
+# IPv4 address under which nodes reach this machine. By default the address of listen if it names one,
+# else the only address of dhcp.interface.
+# advertise = \"10.77.0.1\"
+# Account to work as once all ports are open; needs root at the start.
+# user = \"rackswarm\"
+";
+
+const DATABASE: &str = "\
+[database]
+# By default SQLite in data_dir. PostgreSQL: postgres://rackswarm@db.example/rackswarm
+# url = \"sqlite:///var/lib/rackswarm/rackswarm.db\"
+# The database's password, in a file that only the controller can read.
+# password_file = \"/etc/rackswarm/database-password\"
+";
+
+const BOOT: &str = "\
+[boot]
+# Folder with vmlinuz and initramfs, made by `rackswarm bootenv build`. By default bootenv in data_dir.
+# environment = \"/var/lib/rackswarm/bootenv\"
+# Arguments for the kernel beside our own, such as \"console=ttyS0,115200\".
+kernel_arguments = []
+";
+
+const SWARM: &str = "\
+[swarm]
+# The controller's own seeder.
+listen = \"0.0.0.0:6881\"
+# Memory that a node may use for pieces in flight, in MiB.
+node_memory_mib = 16
+# How long a node that has the whole image goes on seeding while others still fetch, in seconds.
+# Short, because its own reboot waits for it and the controller seeds in any case.
+linger_seconds = 5
+";
+
+const POST: &str = "\
+[post]
+# Post actions of all nodes. A rack's settings win over these, a node's over its rack's.
+# authorized_keys = [\"ssh-ed25519 AAAA... operator@example\"]
+# network = \"dhcp\", \"keep\", or an address of its own:
+# network = { static = { address = \"10.0.0.7/24\", gateway = \"10.0.0.1\", dns = [\"10.0.0.1\"] } }
+# user_data = \"#cloud-config\\n\"
+# Grow the root partition and its file system to the disk.
+# grow_root = true
+# script = { text = \"#!/bin/sh\\necho hello\\n\", time_limit_seconds = 300 }
+";
+
+const NODE: &str = "\
+[node]
+# Seconds between the heartbeats of a deployed node.
+heartbeat_seconds = 30
+# Names of processes that must run on every node; a node that lacks one says so.
+watch_processes = []
+# Time limit of each built-in post action, in seconds.
+action_limit_seconds = 300
+";
+
+/// Turns serde's list of known keys into a suggestion.
+fn with_suggestion(message: &str) -> String {
+    let Some(rest) = message.strip_prefix("unknown field `") else { return message.trim_end().to_owned() };
+    let mut quoted = rest.split('`').step_by(2);
+    let Some(unknown) = quoted.next() else { return message.to_owned() };
+    let known: Vec<&str> = quoted.filter(|key| !key.is_empty()).collect();
+    let nearest = known
+        .iter()
+        .map(|key| (strsim::damerau_levenshtein(unknown, key), *key))
+        .filter(|(distance, key)| *distance <= 2.max(key.len() / 3))
+        .min();
+    match nearest {
+        Some((_, key)) => format!("unknown key `{unknown}`; did you mean `{key}`?"),
+        None => format!("unknown key `{unknown}`; known here: {}", known.join(", ")),
+    }
+}
+
+/// The line of the key that a sentence begins with, as in `deploy.attempts is 0`.
+fn line_of(text: &str, sentence: &str) -> Option<usize> {
+    let path = sentence.split([' ', ':']).next()?;
+    let (section, key) = path.split_once('.')?;
+    let mut inside = false;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[') {
+            let header = header.trim_start_matches('[').split(']').next().unwrap_or("").trim();
+            inside = header == section || header.starts_with(&format!("{section}."));
+        } else if inside && line.split('=').next().is_some_and(|name| name.trim() == key) {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
+/// The boot sections' own words already name the key.
+fn sentence(error: boot::Error) -> String {
+    match error {
+        boot::Error::Config(why) => why,
+        other => other.to_string(),
+    }
+}
+
+fn has_password(url: &str) -> bool {
+    let authority = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
+    authority.and_then(|a| a.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':'))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::parse(Path::new("rackswarm.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_printed_file_is_the_default() {
+        let printed = Config::parse(Path::new("printed"), &print_config()).unwrap();
+        assert_eq!(printed, Config::default());
+        assert_eq!(Config::parse(Path::new("empty"), "").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_printed_one() {
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/rackswarm.toml");
+        if std::env::var_os("RACKSWARM_WRITE_GENERATED").is_some() {
+            std::fs::write(shipped, print_config()).unwrap();
+        }
+        let hint = "run this test with RACKSWARM_WRITE_GENERATED=1 to write it anew";
+        assert_eq!(std::fs::read_to_string(shipped).unwrap(), print_config(), "{hint}");
+    }
+
+    #[test]
+    fn every_commented_example_is_valid() {
+        let text: String = print_config()
+            .lines()
+            .filter(|line| !line.contains("or an address of its own"))
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.starts_with("[[") || rest.split(' ').nth(1) == Some("=") => rest,
+                _ => line,
+            })
+            .fold(String::new(), |all, line| all + line + "\n");
+        let config = Config::parse(Path::new("examples"), &text).unwrap();
+        assert_eq!(config.server.user.as_deref(), Some("rackswarm"));
+        assert!(matches!(config.post.network, Some(Network::Static { .. })));
+        assert!(config.post.script.is_some() && config.database.password_file.is_some());
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line_and_the_nearest_one() {
+        assert_eq!(
+            refused("[server]\nlistn = \"0.0.0.0:80\"\n"),
+            "rackswarm.toml, line 2: unknown key `listn`; did you mean `listen`?"
+        );
+        assert_eq!(
+            refused("[deploy]\n\n\natempts = 2\n"),
+            "rackswarm.toml, line 4: unknown key `atempts`; did you mean `attempts`?"
+        );
+        assert_eq!(refused("[sever]\n"), "rackswarm.toml, line 1: unknown key `sever`; did you mean `server`?");
+        let far = refused("[database]\ncolour = 1\n");
+        assert!(far.contains("line 2") && far.contains("known here: url, password_file"), "{far}");
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_their_line() {
+        for (text, expected) in [
+            ("[server]\nlisten = 80\n", "line 2"),
+            ("[server]\ndata_dir = \"x\"\n", "line 2: server.data_dir must be an absolute path"),
+            ("[server]\nadvertise = \"0.0.0.0\"\n", "line 2: server.advertise"),
+            ("[deploy]\npause_seconds = 1\nattempts = 0\n", "line 3: deploy.attempts is 0, write 1 to 10"),
+            ("[dhcp]\nlease_seconds = 1\n", "line 2: dhcp.lease_seconds"),
+            ("[boot]\nkernel_arguments = [\"a b\"]\n", "line 2: boot.kernel_arguments"),
+            ("[database]\nurl = \"postgres://me:secret@db/x\"\n", "line 2: database.url holds a password"),
+            ("[post]\nnetwork = { static = { address = \"10.0.0.7\" } }\n", "line 2: post.network"),
+            ("[post]\nscript = { text = \"echo\" }\n", "line 2: post.script"),
+            ("[swarm]\nlinger_seconds = -1\n", "line 2"),
+            ("[server\n", "line 1"),
+            ("[server]\n[server]\n", "line 2"),
+        ] {
+            let sentence = refused(text);
+            assert!(sentence.contains(expected), "{text:?}: {sentence}");
+            assert!(!sentence.contains("secret"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let sentence = Config::read(Path::new("/nonexistent/rackswarm.toml")).unwrap_err().to_string();
+        assert!(sentence.contains("/nonexistent/rackswarm.toml"), "{sentence}");
+    }
+}

@@ -1,0 +1,180 @@
+//! Does what follows from the state, again and again. Events only wake it;
+//! what is to be done always comes from [`fleet::plan::plan`], so a controller
+//! that was restarted in the middle of a job does not notice the difference.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fleet::event::Event;
+use fleet::ids::{Attempt, Millis, NodeName};
+use fleet::life::Stage;
+use fleet::plan::{Action, plan};
+use power::{BootDevice, Outcome};
+use tokio::sync::Semaphore;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::keeper::Keeper;
+
+/// Power drivers at work at the same time. Each may be a process of its own.
+const JOBS: usize = 128;
+/// Between two plans, so that a storm of events costs few of them.
+const PACE: Duration = Duration::from_millis(20);
+/// A result that could not be stored is told again so many times, a second apart.
+const TELL_TRIES: u32 = 30;
+
+/// Plans and acts until `stop`; then waits for nothing, because whatever was
+/// begun is planned again at the next start.
+pub async fn run(keeper: Keeper, stop: CancellationToken) {
+    let mut at_work = AtWork::default();
+    loop {
+        let now = keeper.now();
+        let mut next = keeper.read(|state| plan(state.snapshot(), keeper.policy(), now));
+        for event in next.overdue.drain(..) {
+            if let Err(error) = keeper.tell(event).await {
+                tracing::warn!(%error, "a passed deadline was not taken in");
+                next.wake_at = Some(now.plus(1_000));
+            }
+        }
+        for action in next.actions {
+            at_work.begin(&keeper, action);
+        }
+        tokio::time::sleep(PACE).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = keeper.changed() => {}
+            () = at_work.ended() => {}
+            () = sleep_until(&keeper, next.wake_at) => {}
+        }
+    }
+}
+
+async fn sleep_until(keeper: &Keeper, moment: Option<Millis>) {
+    match moment {
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.since(keeper.now()))).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Actions that have begun and not ended, one for each node at most.
+struct AtWork {
+    jobs: JoinSet<()>,
+    nodes: BTreeMap<NodeName, Attempt>,
+    ids: HashMap<Id, NodeName>,
+    slots: Arc<Semaphore>,
+}
+
+impl Default for AtWork {
+    fn default() -> Self {
+        Self {
+            jobs: JoinSet::new(),
+            nodes: BTreeMap::new(),
+            ids: HashMap::new(),
+            slots: Arc::new(Semaphore::new(JOBS)),
+        }
+    }
+}
+
+impl AtWork {
+    /// Begins an action unless the node has one. One for an older attempt must
+    /// end first: two drivers at one switch would undo each other's work.
+    fn begin(&mut self, keeper: &Keeper, action: Action) {
+        let Action::NetworkBoot { node, attempt, power } = action;
+        if self.nodes.contains_key(&node) {
+            return;
+        }
+        self.nodes.insert(node.clone(), attempt);
+        let (keeper, slots) = (keeper.clone(), Arc::clone(&self.slots));
+        let name = node.clone();
+        let job = self.jobs.spawn(async move {
+            // Closed only with the process.
+            let Ok(_slot) = slots.acquire_owned().await else { return };
+            if let Some(event) = network_boot(&keeper, node, attempt, &power).await {
+                tell(&keeper, event).await;
+            }
+        });
+        self.ids.insert(job.id(), name);
+    }
+
+    /// Returns when an action has ended; never, while there is none.
+    async fn ended(&mut self) {
+        let id = match self.jobs.join_next_with_id().await {
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => crashed(&error),
+        };
+        if let Some(node) = self.ids.remove(&id) {
+            self.nodes.remove(&node);
+        }
+    }
+}
+
+fn crashed(error: &JoinError) -> Id {
+    tracing::error!(%error, "a power job crashed; this is a defect, please report it");
+    error.id()
+}
+
+/// Boots a node from the network once. What comes of it is an event, or nothing
+/// when nobody wants it any more.
+async fn network_boot(keeper: &Keeper, node: NodeName, attempt: Attempt, power: &str) -> Option<Event> {
+    if !wanted(keeper, &node, attempt) {
+        return None;
+    }
+    tracing::info!(%node, %attempt, stage = Stage::PoweringOn.as_str(), "booting it from the network");
+    let failed = |reason: String| Some(Event::PowerFailed { node: node.clone(), attempt, reason });
+    let driver = match power::open(power) {
+        Ok(driver) => driver,
+        Err(error) => return failed(error.to_string()),
+    };
+    let armed = match driver.boot_next(BootDevice::Network).await {
+        Ok(outcome) => outcome,
+        Err(error) => return failed(error.to_string()),
+    };
+    // An operator may have let it go, or it may have started by itself.
+    if !wanted(keeper, &node, attempt) {
+        return None;
+    }
+    let cycled = match driver.cycle().await {
+        Ok(outcome) => outcome,
+        Err(error) => return failed(error.to_string()),
+    };
+    let scheme = power.split(':').next().unwrap_or(power);
+    let asked: Vec<String> = [armed, cycled]
+        .into_iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Done => None,
+            Outcome::AskOperator(sentence) => Some(sentence),
+        })
+        .collect();
+    let text = if asked.is_empty() {
+        format!("set to boot from the network once and switched on by its power driver ({scheme})")
+    } else {
+        format!("an operator is needed: {}", asked.join(" "))
+    };
+    Some(Event::PoweredOn { node, attempt, text })
+}
+
+fn wanted(keeper: &Keeper, node: &NodeName, attempt: Attempt) -> bool {
+    keeper.read(|state| {
+        let node = state.snapshot().nodes.get(node);
+        node.is_some_and(|n| n.attempt == attempt && n.stage == Stage::PoweringOn)
+    })
+}
+
+/// The result of a power job must not get lost, or the machine would be
+/// switched once more while it boots.
+async fn tell(keeper: &Keeper, event: Event) {
+    for _ in 0..TELL_TRIES {
+        match keeper.tell(event.clone()).await {
+            Ok(_) => return,
+            Err(error @ (Error::Refused(_) | Error::Stopping)) => {
+                tracing::debug!(%error, "the result of a power job is not wanted any more");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "the result of a power job waits to be stored"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

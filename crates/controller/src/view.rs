@@ -1,0 +1,82 @@
+//! The state as operators see it.
+
+use std::collections::BTreeMap;
+
+use api::operator::{DeployedView, NodeView, RackView, TimelineLine};
+use fleet::change::Note;
+use fleet::life::Stage;
+use fleet::node::{Node, Rack};
+use fleet::plan::{Policy, deadline};
+
+use crate::state::State;
+
+/// A node with all that is known of it.
+#[must_use]
+pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
+    let live = state.snapshot().live.get(&node.name);
+    let waits_for = match node.stage {
+        Stage::Enrolled if !node.approved => "an operator to approve it",
+        stage => stage.waits_for(),
+    };
+    NodeView {
+        name: node.name.clone(),
+        rack: node.rack.clone(),
+        macs: node.macs.clone(),
+        uuid: node.uuid,
+        approved: node.approved,
+        power: node.power.clone(),
+        address: state.address_of(node),
+        disk: node.disk.clone(),
+        post: node.post.clone(),
+        firmware: node.firmware,
+        stage: node.stage,
+        stage_since: node.stage_since,
+        waits_for: waits_for.to_owned(),
+        deadline: deadline(state.snapshot(), policy, node),
+        attempt: node.attempt.0,
+        tries: node.tries,
+        reason: node.reason.clone(),
+        deployment: node.deployment,
+        deployed: node.deployed.as_ref().map(|deployed| DeployedView {
+            image: deployed.image.clone(),
+            digest: deployed.digest,
+            disk: deployed.disk.clone(),
+            attempt: deployed.attempt.0,
+            proved_at: deployed.proved_at,
+        }),
+        progress: live.and_then(|live| live.progress),
+        beat: live.and_then(|live| live.beat.clone()),
+        heard: live.and_then(|live| live.heard),
+        unexpected_total: node.unexpected_total,
+    }
+}
+
+/// A line of a timeline.
+#[must_use]
+pub fn line(note: &Note) -> TimelineLine {
+    TimelineLine {
+        node: note.node.clone(),
+        at: note.at,
+        attempt: note.attempt.0,
+        stage: note.stage,
+        kind: note.kind.clone(),
+        text: note.text.clone(),
+    }
+}
+
+/// A rack, with how many of its nodes are in each stage.
+#[must_use]
+pub fn rack(state: &State, rack: &Rack) -> RackView {
+    let nodes = state.snapshot().nodes.values().filter(|node| node.rack.as_ref() == Some(&rack.name));
+    RackView { name: rack.name.clone(), post: rack.post.clone(), stages: stages(nodes) }
+}
+
+/// How many of these nodes are in each stage; stages without nodes are left out.
+#[must_use]
+pub fn stages<'a>(nodes: impl Iterator<Item = &'a Node>) -> BTreeMap<String, u32> {
+    let mut stages = BTreeMap::new();
+    for node in nodes {
+        *stages.entry(node.stage.as_str().to_owned()).or_default() += 1;
+    }
+    stages
+}
