@@ -47,7 +47,7 @@ pub enum Stage {
 /// A machine was seen on the boot network. Identity of a node is decided by
 /// the controller: MAC addresses repeat over boot stages, DHCP client
 /// identifiers do not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
     /// The hardware address the machine boots from.
     pub mac: Mac,

@@ -17,7 +17,10 @@ pub mod error;
 pub mod firmware;
 pub mod interface;
 pub mod ra;
+pub mod services;
+mod socket;
 pub mod tftp;
 
 pub use director::Director;
 pub use error::Error;
+pub use services::Services;

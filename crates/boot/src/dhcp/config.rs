@@ -320,7 +320,7 @@ mod tests {
             ("10.77.0.100-", "10.77.0.0-", "range"),
             ("router = \"10.77.0.1\"", "router = \"10.9.0.1\"", "router"),
             ("10.78.0.30", "10.78.0.15", "overlap"),
-            ("10.78.0.0/24", "10.77.0.0/16", "overlap"),
+            ("10.78.0.0/24", "10.76.0.0/14", "overlap"),
             ("mode = \"full\"", "mode = \"full\"\nlease_seconds = 5", "lease_seconds"),
         ] {
             let error = parse(&FULL.replace(from, to)).check().unwrap_err().to_string();

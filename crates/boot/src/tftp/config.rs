@@ -73,8 +73,8 @@ transfers_max = 512
     pub fn loader(&self, firmware: Firmware) -> &str {
         match firmware {
             Firmware::Bios => &self.bios_loader,
-            Firmware::UefiX64 => &self.uefi_x64_loader,
-            Firmware::UefiArm64 => &self.uefi_arm64_loader,
+            Firmware::UefiX64 | Firmware::UefiX64Http => &self.uefi_x64_loader,
+            Firmware::UefiArm64 | Firmware::UefiArm64Http => &self.uefi_arm64_loader,
         }
     }
 
@@ -128,6 +128,7 @@ mod tests {
         let config = TftpConfig::default();
         assert_eq!(config.loader(Firmware::Bios), "undionly.kpxe");
         assert_eq!(config.loader(Firmware::UefiX64), "snponly.efi");
+        assert_eq!(config.loader(Firmware::UefiX64Http), "snponly.efi");
         assert_eq!(config.loader(Firmware::UefiArm64), "snponly-arm64.efi");
     }
 
