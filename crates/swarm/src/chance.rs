@@ -43,11 +43,13 @@ mod tests {
         assert_eq!(chance.below(1), 0);
     }
 
-    /// A change here would silently change every recorded scenario.
+    /// A change here would silently change every recorded scenario. The raw
+    /// values are those of the PCG authors' demonstration for this seed and
+    /// stream: a15c02b7 7b47f409 ba1d3330 83d2f293.
     #[test]
     fn the_first_values_are_pinned() {
         let mut chance = Chance::new(42, 54);
         let first: Vec<u32> = (0..4).map(|_| chance.below(1000)).collect();
-        assert_eq!(first, [630, 483, 727, 772]);
+        assert_eq!(first, [630, 481, 727, 514]);
     }
 }

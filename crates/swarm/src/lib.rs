@@ -2,9 +2,11 @@
 //! are arguments, only places of blocks pass through, and the same
 //! [`Engine`] runs in the agent, in the seeder and in the simulator.
 
+mod book;
 mod chance;
 pub mod choker;
 pub mod engine;
+mod herald;
 pub mod ledger;
 mod peer;
 mod picker;

@@ -60,6 +60,18 @@ impl PieceSet {
         self.bits.ones().map(|piece| piece as u32)
     }
 
+    /// The same pieces out of `pieces`; those beyond are lost.
+    pub(crate) fn fitted(self, pieces: u32) -> PieceSet {
+        if self.capacity() == pieces {
+            return self;
+        }
+        let mut set = PieceSet::empty(pieces);
+        for piece in self.iter() {
+            set.insert(piece);
+        }
+        set
+    }
+
     /// The 32 or 64 pieces per word that candidates are searched by.
     pub(crate) fn bits(&self) -> &FixedBitSet {
         &self.bits
@@ -94,5 +106,7 @@ mod tests {
         assert_eq!((set.count(), set.contains(3), set.contains(10), set.is_full()), (1, true, false, false));
         assert!(PieceSet::full(10).is_full());
         assert_eq!(PieceSet::from(&set.to_bitfield()), set);
+        let fitted = set.fitted(4);
+        assert_eq!((fitted.capacity(), fitted.count(), fitted.clone().fitted(3).count()), (4, 1, 0));
     }
 }

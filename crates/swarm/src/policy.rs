@@ -41,8 +41,8 @@ pub struct Policy {
     /// to drop it. Default 2048: four times what any client keeps in flight.
     pub max_queued_requests: usize,
     /// Blocks handed to the driver and not yet reported sent, over all peers
-    /// (`Cooperative`). Default 8: 128 KiB keep a socket busy while the next
-    /// is chosen.
+    /// (`Cooperative`). Default 6: 96 KiB keep sockets busy while the next is
+    /// chosen.
     pub uplink_blocks: usize,
     /// The same for one peer. Default 4, so one stuck peer never takes the
     /// whole uplink.
@@ -50,6 +50,10 @@ pub struct Policy {
     /// A peer whose block stays unsent for this long no longer counts against
     /// `uplink_blocks`. Default 2 s.
     pub uplink_stall: Duration,
+    /// Under `Cooperative` the piece sent least often goes first, but no peer
+    /// waits longer than this for its turn. Default 5 s, well below
+    /// `request_timeout`.
+    pub uplink_patience: Duration,
     /// Unchoked peers (`TitForTat`). Default 4 (BEP 3).
     pub upload_slots: usize,
     /// How often slots are given anew (`TitForTat`). Default 10 s (BEP 3).
@@ -91,9 +95,10 @@ impl Default for Policy {
             request_timeout: Duration::from_secs(30),
             endgame_copies: 2,
             max_queued_requests: 2048,
-            uplink_blocks: 8,
+            uplink_blocks: 6,
             peer_uplink_blocks: 4,
             uplink_stall: Duration::from_secs(2),
+            uplink_patience: Duration::from_secs(5),
             upload_slots: 4,
             choke_round: Duration::from_secs(10),
             optimistic_round: Duration::from_secs(30),
