@@ -5,9 +5,12 @@
 //! dropped. What a killed process left behind is found and removed by the next start ([`leftovers`]).
 
 pub mod check;
+pub mod demo;
 pub mod leftovers;
 pub mod netns;
+pub mod rig;
 pub mod scratch;
 pub mod serve;
+pub mod stop;
 pub mod tool;
 pub mod vm;

@@ -1,6 +1,7 @@
 //! The real server as a child process inside the lab's network.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -57,6 +58,8 @@ impl Server {
             .arg(&plan.executable)
             .args(["serve", "--config"])
             .arg(&plan.configuration)
+            // A Ctrl-C of the terminal is for the lab alone, which then ends the server in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
