@@ -625,8 +625,9 @@ mod tests {
         assert_eq!(message.xid(), 0xdead_beef);
         assert_eq!(message.chaddr(), MAC);
         assert_eq!(message.siaddr(), SERVER);
-        assert_eq!(message.fname(), Some(&b"boot/52-54-00-01-02-03/snponly.efi"[..]));
-        assert_eq!(message.sname(), Some(&b"10.77.0.1"[..]));
+        // This decoder keeps the terminating zero.
+        assert_eq!(message.fname(), Some(&b"boot/52-54-00-01-02-03/snponly.efi\0"[..]));
+        assert_eq!(message.sname(), Some(&b"10.77.0.1\0"[..]));
         let options = message.opts();
         assert_eq!(options.msg_type(), Some(v4::MessageType::Offer));
         assert_eq!(options.get(OptionCode::VendorExtensions), Some(&DhcpOption::VendorExtensions(vec![6, 1, 8, 255])));

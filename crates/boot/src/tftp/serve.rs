@@ -1,15 +1,16 @@
 //! The TFTP socket, and one task with a port of its own for each transfer.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 use wire::tftp::{ErrorCode, FileRequest, Mode, Packet, REQUEST_MAX_BYTES};
@@ -60,34 +61,19 @@ impl<D: Director> Server<D> {
     /// [`Error::Socket`] when the port stays unusable for a minute.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         tokio::pin!(stop);
-        let mut transfers = JoinSet::new();
-        let mut clients = BTreeSet::new();
+        let mut running = Running::default();
         let mut buffer = [0; REQUEST_MAX_BYTES + 1];
         let mut failures = 0;
         loop {
             tokio::select! {
                 () = &mut stop => break,
-                Some(ended) = transfers.join_next() => match ended {
-                    Ok(client) => {
-                        clients.remove(&client);
-                    }
-                    Err(failed) => warn!(%failed, "TFTP transfer ended badly"),
-                },
+                Some(ended) = running.tasks.join_next() => running.ended(ended),
                 received = receive(&self.socket, &mut buffer) => match received {
                     Ok(received) => {
                         failures = 0;
                         let (from, local) = (received.from, received.local);
                         if let Some(request) = self.asked(&buffer[..received.bytes], from, local).await {
-                            // A repeated request belongs to the transfer that is under way.
-                            if clients.len() >= self.transfers_max {
-                                debug!(%from, "TFTP request dropped, {} transfers are under way", clients.len());
-                            } else if clients.insert(from) {
-                                let shared = Arc::clone(&self.shared);
-                                transfers.spawn(async move {
-                                    shared.serve(request, from, local).await;
-                                    from
-                                });
-                            }
+                            self.start(&mut running, request, from, local);
                         }
                     }
                     Err(cause) if failures < FAILURES_MAX => {
@@ -99,8 +85,22 @@ impl<D: Director> Server<D> {
                 },
             }
         }
-        transfers.shutdown().await;
+        running.tasks.shutdown().await;
         Ok(())
+    }
+
+    fn start(&self, running: &mut Running, request: FileRequest, client: SocketAddrV4, local: Ipv4Addr) {
+        if running.is_repeated(client, &request) {
+            return;
+        }
+        if running.tasks.len() >= self.transfers_max {
+            debug!(%client, "TFTP request dropped, {} transfers are under way", running.tasks.len());
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        running.begin(client, request, |request, heard| async move {
+            shared.serve(request, client, local, &heard).await;
+        });
     }
 
     /// The read request in a datagram; everything else is answered here.
@@ -126,8 +126,67 @@ impl<D: Director> Server<D> {
     }
 }
 
+/// The transfers under way, by the client's address and port.
+#[derive(Debug, Default)]
+struct Running {
+    tasks: JoinSet<(SocketAddrV4, u64)>,
+    clients: BTreeMap<SocketAddrV4, Client>,
+    begun: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    request: FileRequest,
+    /// The client has answered the first packet.
+    heard: Arc<AtomicBool>,
+    number: u64,
+    task: AbortHandle,
+}
+
+impl Running {
+    /// The same request again, before the first answer can have arrived: the
+    /// transfer that is under way answers it. Any other request from that port
+    /// is a new transfer; firmware that has asked for the size goes on from the
+    /// same port before its farewell to the first transfer was read.
+    fn is_repeated(&self, client: SocketAddrV4, request: &FileRequest) -> bool {
+        self.clients
+            .get(&client)
+            .is_some_and(|running| running.request == *request && !running.heard.load(Ordering::Relaxed))
+    }
+
+    fn begin<F>(
+        &mut self,
+        client: SocketAddrV4,
+        request: FileRequest,
+        transfer: impl FnOnce(FileRequest, Arc<AtomicBool>) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.begun += 1;
+        let (number, heard) = (self.begun, Arc::new(AtomicBool::new(false)));
+        let work = transfer(request.clone(), Arc::clone(&heard));
+        let task = self.tasks.spawn(async move {
+            work.await;
+            (client, number)
+        });
+        if let Some(former) = self.clients.insert(client, Client { request, heard, number, task }) {
+            former.task.abort();
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(SocketAddrV4, u64), JoinError>) {
+        match ended {
+            Ok((client, number)) if self.clients.get(&client).is_some_and(|running| running.number == number) => {
+                self.clients.remove(&client);
+            }
+            Err(failed) if failed.is_panic() => warn!(%failed, "TFTP transfer ended badly"),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 impl<D: Director> Shared<D> {
-    async fn serve(&self, request: FileRequest, client: SocketAddrV4, local: Ipv4Addr) {
+    async fn serve(&self, request: FileRequest, client: SocketAddrV4, local: Ipv4Addr, heard: &AtomicBool) {
         let opened = async {
             let name = LoaderName::parse(&request.file)?;
             let content = self.loaders.read(&name).await?;
@@ -143,7 +202,7 @@ impl<D: Director> Shared<D> {
         };
         match opened {
             Ok((name, content)) => {
-                let ended = transfer(&socket, content, &request).await;
+                let ended = transfer(&socket, content, &request, heard).await;
                 self.report(&name, client, ended);
             }
             Err(why) => self.refuse(&socket, &request.file, client, &why).await,
@@ -202,7 +261,12 @@ async fn connect(local: Ipv4Addr, client: SocketAddrV4) -> io::Result<UdpSocket>
 }
 
 /// Runs a transfer to its end; gives back the size of the file too.
-async fn transfer(socket: &UdpSocket, content: Bytes, request: &FileRequest) -> io::Result<(End, u64)> {
+async fn transfer(
+    socket: &UdpSocket,
+    content: Bytes,
+    request: &FileRequest,
+    heard: &AtomicBool,
+) -> io::Result<(End, u64)> {
     let start = Instant::now();
     let mut out = Vec::new();
     let mut transfer = Transfer::begin(Duration::ZERO, content, request, &mut out);
@@ -213,6 +277,7 @@ async fn transfer(socket: &UdpSocket, content: Bytes, request: &FileRequest) -> 
         }
         let ended = tokio::select! {
             received = socket.recv(&mut buffer) => {
+                heard.store(true, Ordering::Relaxed);
                 transfer.step(start.elapsed(), Input::Datagram(&buffer[..received?]), &mut out)
             }
             () = sleep_until(start + transfer.deadline()) => transfer.step(start.elapsed(), Input::Tick, &mut out),
@@ -226,7 +291,6 @@ async fn transfer(socket: &UdpSocket, content: Bytes, request: &FileRequest) -> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use std::collections::BTreeMap;
     use std::sync::Mutex;
 
     use fleet::ids::Mac;
@@ -307,7 +371,7 @@ mod tests {
 
         async fn next(&self) -> Option<(Vec<u8>, std::net::SocketAddr)> {
             let mut buffer = [0; 2_000];
-            let received = timeout(Duration::from_millis(500), self.client.recv_from(&mut buffer)).await.ok()?;
+            let received = timeout(Duration::from_secs(5), self.client.recv_from(&mut buffer)).await.ok()?;
             let (bytes, from) = received.unwrap();
             Some((buffer[..bytes].to_vec(), from))
         }
@@ -352,6 +416,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_request_from_the_same_port_is_a_new_transfer() {
+        let rig = Rig::start(4).await;
+        let options = Options { transfer_bytes: Some(0), ..Options::default() };
+        let probe = FileRequest { file: "loader".to_owned(), mode: Mode::Octet, options };
+        let (_, first) = rig.ask(&Packet::Read(probe)).await;
+        let (data, second) = rig.ask(&read("loader", Mode::Octet)).await;
+        assert_ne!(first, second);
+        assert_eq!(data[..4], [0, 3, 0, 1]);
+        rig.end().await;
+    }
+
+    #[tokio::test]
     async fn refusals_are_clear() {
         let rig = Rig::start(4).await;
         let write = FileRequest { file: "x".to_owned(), mode: Mode::Octet, options: Options::default() };
@@ -365,7 +441,6 @@ mod tests {
             let Ok(Packet::Error { code: answered, text }) = Packet::parse(&answer) else { panic!("not refused") };
             assert_eq!(answered, code, "{text}");
             assert!(text.contains(word), "{text}");
-            // A new port for each request, as clients do.
         }
         let heard = rig.end().await;
         assert!(heard.sent.lock().unwrap().is_empty());

@@ -478,14 +478,17 @@ mod tests {
             window in 1u16..20,
             seed in any::<u64>(),
         ) {
-            // Every seventh packet is lost on average, but the line works
-            // again after 400 packets, so that no transfer is given up.
-            let mut state = seed;
-            let mut count = 0;
+            // A fifth of the packets is lost, but never one of the three after
+            // a lost one: a client that hears nothing six times is given up.
+            let (mut state, mut since_loss) = (seed, 0);
             let lost = || {
-                count += 1;
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                count < 400 && (state >> 33) % 7 == 0
+                since_loss += 1;
+                let lost = since_loss > 3 && (state >> 33).is_multiple_of(2);
+                if lost {
+                    since_loss = 0;
+                }
+                lost
             };
             let (end, content, _) = run(bytes, windowed(block_bytes, window), lost);
             // A lost last acknowledgement cannot be told from a client that is
