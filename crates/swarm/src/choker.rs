@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::chance::Chance;
-use crate::engine::Peer;
+use crate::io::Peer;
 use crate::policy::{ChokerKind, Policy};
 
 /// What a choker knows of a connection.

@@ -7,6 +7,7 @@ mod chance;
 pub mod choker;
 pub mod engine;
 mod herald;
+pub mod io;
 pub mod ledger;
 mod peer;
 mod picker;
@@ -16,7 +17,8 @@ pub mod shape;
 pub mod tracker;
 mod uplink;
 
-pub use engine::{Engine, Input, Output, Peer, Progress, Side, View, Why};
+pub use engine::Engine;
+pub use io::{Input, Output, Peer, PeerView, Progress, Side, View, Why};
 pub use pieceset::PieceSet;
 pub use policy::Policy;
 pub use shape::{Shape, ShapeError};

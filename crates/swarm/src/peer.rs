@@ -7,7 +7,7 @@ use std::time::Duration;
 use wire::peer::{Block, PeerId};
 
 use crate::choker::Standing;
-use crate::engine::{Peer, PeerView, Side};
+use crate::io::{Peer, PeerView, Side};
 use crate::picker::{Asker, Place};
 use crate::pieceset::PieceSet;
 

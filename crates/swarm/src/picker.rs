@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fixedbitset::FixedBitSet;
 
 use crate::chance::Chance;
-use crate::engine::Peer;
+use crate::io::Peer;
 use crate::pieceset::PieceSet;
 use crate::policy::Policy;
 use crate::shape::Shape;
@@ -123,6 +123,11 @@ impl Picker {
         self.active.len()
     }
 
+    /// No other piece can be begun before one is verified or given up.
+    pub(crate) fn is_full(&self) -> bool {
+        self.active.len() >= self.max_active
+    }
+
     /// Nothing is left to be asked for a first time.
     pub(crate) fn is_endgame(&self) -> bool {
         self.idle_count == 0 && self.open.is_empty() && !self.active.is_empty()
@@ -169,7 +174,7 @@ impl Picker {
     fn begin_piece(&mut self, asker: &Asker<'_>, chance: &mut Chance, forgotten: &mut Vec<u32>) -> Option<u32> {
         let suspect = self.suspect.iter().copied().find(|&piece| self.can_begin(asker, piece));
         let piece = suspect.or_else(|| self.rarest(asker.has, chance))?;
-        if self.active.len() >= self.max_active {
+        if self.is_full() {
             forgotten.push(self.make_room(asker)?);
         }
         let exclusive = asker.on_parole || self.suspect.contains(&piece);

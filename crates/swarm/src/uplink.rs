@@ -6,7 +6,7 @@ use std::time::Duration;
 use wire::peer::Block;
 
 use crate::choker::Discipline;
-use crate::engine::Peer;
+use crate::io::Peer;
 use crate::peer::Link;
 use crate::policy::Policy;
 
@@ -155,7 +155,7 @@ mod tests {
     use wire::peer::PeerId;
 
     use super::*;
-    use crate::engine::Side;
+    use crate::io::Side;
 
     const NOW: Duration = Duration::from_secs(100);
 

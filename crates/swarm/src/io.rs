@@ -1,0 +1,208 @@
+//! What goes into an engine and what comes out.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use wire::announce::Event;
+use wire::peer::{Block, Message, PeerId};
+
+/// A connection's key, given by the driver and never used again for another
+/// connection of the same engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub u32);
+
+/// Who opened the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The peer dialled us.
+    Inbound,
+    /// We dialled the peer.
+    Outbound,
+}
+
+/// What happened in the world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The tracker answered our `Announce`.
+    Announced {
+        /// Wait this long before the next regular announce.
+        interval: Duration,
+        /// Peers to try.
+        peers: Vec<SocketAddr>,
+    },
+    /// No tracker answered, or it refused.
+    AnnounceFailed,
+    /// Peers became known otherwise.
+    Found(Vec<SocketAddr>),
+    /// Handshakes were exchanged, and the info-hash is ours.
+    Connected {
+        /// The connection's new key.
+        peer: Peer,
+        /// Who opened it.
+        side: Side,
+        /// The other end; for `Outbound` exactly what `Dial` named.
+        address: SocketAddr,
+        /// What the peer calls itself.
+        id: PeerId,
+    },
+    /// A `Dial` came to nothing: refused, timed out or a bad handshake.
+    DialFailed(SocketAddr),
+    /// A message came, other than a block.
+    Said(Peer, Message),
+    /// The bytes of a block came whole; the driver holds them until it has
+    /// seen whether this step says `Keep`.
+    Arrived(Peer, Block),
+    /// A block given by `Send` has been handed to the network.
+    Sent(Peer, Block),
+    /// The answer to `Verify`. True means: verified *and* readable for upload.
+    Verified(u32, bool),
+    /// The connection is closed. Not needed after `Drop`.
+    Gone(Peer),
+    /// Nothing, but `deadline` has come.
+    Tick,
+}
+
+/// What the driver has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Connect; answer with `Connected` or `DialFailed`.
+    Dial(SocketAddr),
+    /// Send this message.
+    Say(Peer, Message),
+    /// Read this block from storage and send it; answer with `Sent`.
+    Send(Peer, Block),
+    /// The bytes that just arrived are wanted: put them into their piece.
+    /// Without this output they are to be thrown away.
+    Keep(Peer, Block),
+    /// All blocks of this piece were kept: hash it, store it, and answer with
+    /// `Verified`. On false the driver forgets the bytes.
+    Verify(u32),
+    /// The blocks kept of this piece are given up: free their memory.
+    Forget(u32),
+    /// Tell the tracker; answer with `Announced` or `AnnounceFailed`.
+    Announce(Progress),
+    /// Close the connection. The engine has already forgotten it.
+    Drop(Peer, Why),
+    /// Everything is verified. Comes once, and never from an engine that
+    /// began complete.
+    Complete,
+}
+
+/// The numbers of an announce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What happened, if anything.
+    pub event: Option<Event>,
+    /// Payload bytes sent.
+    pub uploaded: u64,
+    /// Payload bytes received, wasted ones included.
+    pub downloaded: u64,
+    /// Bytes of missing pieces.
+    pub left: u64,
+    /// How many peers we can use.
+    pub num_want: u32,
+}
+
+/// Why a peer was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It alone supplied this piece, and the hash is wrong.
+    CorruptPiece(u32),
+    /// It is ourselves.
+    Ourselves,
+    /// It is connected already.
+    Duplicate,
+    /// It was dropped for a lie before.
+    Banned,
+    /// All connections are taken.
+    Full,
+    /// Neither side wanted anything, and somebody else needed the place.
+    Displaced,
+    /// Neither side misses anything.
+    BothComplete,
+    /// It said nothing for too long.
+    Silent,
+    /// It named a piece that does not exist, or sent a second bitfield.
+    BadPieceMap,
+    /// It requested a place outside the file or more than a block.
+    BadRequest(Block),
+    /// It requested a piece that we never offered.
+    NotOffered(u32),
+    /// It queued more requests than any honest peer does.
+    TooManyRequests,
+    /// It sent a block that we did not ask for.
+    Unsolicited(Block),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::CorruptPiece(piece) => write!(f, "it alone sent piece {piece}, whose hash is wrong"),
+            Why::Ourselves => f.write_str("it is this node itself"),
+            Why::Duplicate => f.write_str("the same peer is connected already"),
+            Why::Banned => f.write_str("it was dropped for corrupt data before"),
+            Why::Full => f.write_str("all connections are taken"),
+            Why::Displaced => f.write_str("neither side wanted anything and the connection was needed"),
+            Why::BothComplete => f.write_str("both sides are complete"),
+            Why::Silent => f.write_str("it sent nothing for too long"),
+            Why::BadPieceMap => f.write_str("its have or bitfield message does not fit the image"),
+            Why::BadRequest(block) => {
+                write!(f, "it requested {} bytes at {} of piece {}", block.length, block.offset, block.piece)
+            }
+            Why::NotOffered(piece) => write!(f, "it requested piece {piece}, which was never offered"),
+            Why::TooManyRequests => f.write_str("it queued too many requests"),
+            Why::Unsolicited(block) => {
+                write!(f, "it sent bytes at {} of piece {} without a request", block.offset, block.piece)
+            }
+        }
+    }
+}
+
+/// A summary for metrics, the console and tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// Pieces verified.
+    pub pieces: u32,
+    /// Pieces of the image.
+    pub pieces_total: u32,
+    /// Bytes of missing pieces.
+    pub left: u64,
+    /// Pieces begun and not yet verified.
+    pub active_pieces: usize,
+    /// Connections.
+    pub peers: Vec<PeerView>,
+    /// Dials without an answer yet.
+    pub dialling: usize,
+    /// Pieces that failed verification.
+    pub failed_pieces: u64,
+}
+
+/// A summary of one connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerView {
+    /// Its key.
+    pub peer: Peer,
+    /// Its name.
+    pub id: PeerId,
+    /// The other end.
+    pub address: SocketAddr,
+    /// Who opened it.
+    pub side: Side,
+    /// Pieces it says it has.
+    pub pieces: u32,
+    /// We do not serve it.
+    pub we_choke: bool,
+    /// It does not serve us.
+    pub chokes_us: bool,
+    /// We want something of it.
+    pub we_want: bool,
+    /// It wants something of us.
+    pub wants_us: bool,
+    /// It owes us blocks and has not sent any for too long.
+    pub snubbed: bool,
+    /// Blocks it owes us.
+    pub outstanding: usize,
+    /// Blocks we owe it.
+    pub queued: usize,
+}

@@ -1,0 +1,201 @@
+//! Whole swarms of real engines in a world of virtual time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod world;
+
+use std::time::Duration;
+
+use rackswarm_swarm::policy::ChokerKind;
+use rackswarm_swarm::{PieceSet, Policy, Shape, Why};
+use world::{Nature, World};
+
+const MEGABYTE: f64 = 1e6;
+const LONG: Duration = Duration::from_secs(3600);
+
+fn shape(pieces: u32, blocks: u32) -> Shape {
+    // The last piece and its last block are short.
+    let piece = blocks * 16384;
+    Shape::new(u64::from(pieces * piece) - 5000, piece).unwrap()
+}
+
+fn policy(choker: ChokerKind) -> Policy {
+    Policy { choker, ..Policy::default() }
+}
+
+const BOTH: [ChokerKind; 2] = [ChokerKind::Cooperative, ChokerKind::TitForTat];
+
+/// Among honest nodes only these reasons to part are legal.
+fn assert_nobody_was_blamed(world: &World) {
+    for (number, node) in world.nodes.iter().enumerate() {
+        for (other, why) in &node.dropped {
+            let polite =
+                matches!(why, Why::Duplicate | Why::BothComplete | Why::Displaced | Why::Full | Why::Ourselves);
+            assert!(polite, "node {number} dropped {other}: {why}");
+        }
+    }
+}
+
+#[test]
+fn every_size_of_swarm_completes_with_both_chokers() {
+    for choker in BOTH {
+        for (leechers, seeds) in [(1, 8), (2, 8), (10, 8), (50, 2)] {
+            for seed in 0..seeds {
+                let mut world = World::new(shape(48, 4), leechers, MEGABYTE, &policy(choker), seed);
+                world.run(LONG);
+                assert_nobody_was_blamed(&world);
+                world.settle(Duration::from_secs(40));
+                assert_eq!(world.unanswered(), 0, "every request is answered or refused");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for choker in BOTH {
+        let trace = |seed| {
+            let mut world = World::new(shape(40, 4), 12, MEGABYTE, &policy(choker), seed);
+            world.kill_at(Duration::from_secs(1), 3);
+            world.nodes[5].nature = Nature::Liar { one_in: 3 };
+            world.run(LONG);
+            (world.trace, world.steps, world.now)
+        };
+        assert_eq!(trace(1), trace(1));
+        assert_ne!(trace(1), trace(2));
+    }
+}
+
+#[test]
+fn the_rest_completes_when_peers_die_half_way() {
+    for choker in BOTH {
+        for seed in 0..4 {
+            let mut world = World::new(shape(64, 4), 10, MEGABYTE, &policy(choker), seed);
+            let half_way = Duration::from_secs_f64(world.limit(10) / 2.0);
+            for node in [2, 5, 7] {
+                world.kill_at(half_way, node);
+            }
+            world.run(LONG);
+            assert_nobody_was_blamed(&world);
+            assert_eq!(world.nodes.iter().filter(|node| node.finished.is_some()).count(), 8);
+        }
+    }
+}
+
+#[test]
+fn the_swarm_completes_without_its_seed_once_a_copy_is_out() {
+    for choker in BOTH {
+        for seed in 0..4 {
+            let shape = shape(64, 4);
+            let mut world = World::new(shape, 10, MEGABYTE, &policy(choker), seed);
+            world.run_while(LONG, |world| {
+                let out = |piece| world.nodes[1..].iter().any(|node| node.engine.have().contains(piece));
+                !(0..shape.pieces()).all(out)
+            });
+            assert!(!world.is_finished(), "somebody still misses something");
+            world.kill_now(0);
+            world.kill_tracker();
+            world.run(LONG);
+        }
+    }
+}
+
+#[test]
+fn liars_are_named_and_dropped_and_nothing_corrupt_counts() {
+    for choker in BOTH {
+        for (seed, one_in) in [(1, 1), (2, 1), (3, 4), (4, 20), (5, 20)] {
+            let mut world = World::new(shape(64, 4), 10, MEGABYTE, &policy(choker), seed);
+            for liar in [3, 8] {
+                world.nodes[liar].nature = Nature::Liar { one_in };
+            }
+            world.run(LONG);
+            let mut named = 0;
+            for (number, node) in world.nodes.iter().enumerate() {
+                for (other, why) in &node.dropped {
+                    if let Why::CorruptPiece(_) = why {
+                        assert!([3, 8].contains(other), "node {number} blames honest {other} (seed {seed})");
+                        named += 1;
+                    }
+                }
+                let total = node.engine.ledger().total();
+                if node.finished.is_some() && number > 0 {
+                    assert_eq!(total.received, 64 * 4 * 16384 - 5000, "exactly the image counts");
+                }
+            }
+            assert!(named > 0, "nobody was named: seed {seed}, one in {one_in}");
+        }
+    }
+}
+
+#[test]
+fn a_mute_peer_costs_one_time_out_or_with_an_end_game_nothing() {
+    let time_out = Policy::default().request_timeout;
+    for choker in BOTH {
+        for (endgame_copies, at_least, at_most) in [(1, time_out, time_out * 2), (2, Duration::ZERO, time_out)] {
+            let full = || PieceSet::full(24);
+            let haves = vec![full(), full(), PieceSet::empty(24), PieceSet::empty(24)];
+            let policy = Policy { endgame_copies, ..policy(choker) };
+            let mut world = World::with(shape(24, 4), haves, MEGABYTE, &policy, 1);
+            world.nodes[1].nature = Nature::Mute;
+            world.run(LONG);
+            assert!(at_least <= world.now && world.now < at_most, "{choker:?} {endgame_copies}: {:?}", world.now);
+            assert_nobody_was_blamed(&world);
+        }
+    }
+}
+
+#[test]
+fn pieces_on_disk_are_never_fetched() {
+    let shape = shape(64, 4);
+    let mut half = PieceSet::empty(64);
+    (0..64).step_by(2).for_each(|piece| assert!(half.insert(piece)));
+    let haves = vec![PieceSet::full(64), half.clone(), half, PieceSet::empty(64)];
+    let mut world = World::with(shape, haves, MEGABYTE, &Policy::default(), 1);
+    world.run(LONG);
+    let received = |node: usize| world.nodes[node].engine.ledger().total().received;
+    assert_eq!(received(1), 32 * 4 * 16384 - 5000);
+    assert_eq!(received(3), 64 * 4 * 16384 - 5000);
+}
+
+#[test]
+fn little_memory_is_enough() {
+    for choker in BOTH {
+        let small = Policy { active_bytes: 0, max_peers: 6, dial_peers: 4, ..policy(choker) };
+        let mut world = World::new(shape(48, 4), 20, MEGABYTE, &small, 3);
+        world.run(LONG);
+        assert_nobody_was_blamed(&world);
+    }
+}
+
+#[test]
+fn a_tracker_that_comes_back_is_enough() {
+    let mut world = World::new(shape(16, 4), 3, MEGABYTE, &Policy::default(), 1);
+    world.kill_tracker();
+    world.run_while(Duration::from_secs(100), |_| true);
+    assert!(!world.is_finished());
+    world.revive_tracker();
+    world.run(Duration::from_secs(300));
+}
+
+/// Prints what the policy of today costs; the bound only keeps it from
+/// getting much worse unnoticed.
+#[test]
+fn ten_nodes_stay_near_the_limit() {
+    for (choker, bound) in [(ChokerKind::Cooperative, 1.6), (ChokerKind::TitForTat, 3.0)] {
+        let shape = shape(512, 16);
+        let mut worst: f64 = 0.0;
+        for seed in 0..3 {
+            let mut world = World::new(shape, 10, 12.5 * MEGABYTE, &policy(choker), seed);
+            world.run(LONG);
+            let ratio = world.makespan() / world.limit(10);
+            let egress = world.nodes[0].engine.ledger().total().sent as f64 / shape.length() as f64;
+            println!(
+                "simulated {choker:?} N=10 seed {seed}: makespan {:.2} s = {ratio:.3} T*, seed egress {egress:.3} F, {} steps",
+                world.makespan(),
+                world.steps
+            );
+            worst = worst.max(ratio);
+        }
+        assert!(worst < bound, "{choker:?}: {worst}");
+    }
+}
