@@ -8,7 +8,8 @@ use std::fs;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::cache::{Cache, sha256, write_whole};
+use crate::cache::{Cache, set_mode, sha256, write_whole};
+use crate::command::Run;
 use crate::{Error, error::file};
 
 /// zstd's level. Level 19 keeps its window at 8 MiB, which any machine has; above 19 the window grows.
@@ -107,9 +108,44 @@ impl Tree {
         cpio::newc::trailer(&mut archive).map_err(memory)?;
         Ok(archive)
     }
+
+    /// Writes the tree into a new folder instead, for another archive or file system to be made from. Owners are whoever
+    /// runs this.
+    ///
+    /// # Errors
+    /// When the folder exists, a file cannot be read, or a device cannot be made (which only root can).
+    pub fn write_to(&self, folder: &Path) -> Result<(), Error> {
+        fs::create_dir(folder).map_err(file("make the folder", folder))?;
+        for (path, node) in &self.nodes {
+            node.write_to(&folder.join(path))?;
+        }
+        Ok(())
+    }
 }
 
 impl Node {
+    fn write_to(&self, path: &Path) -> Result<(), Error> {
+        match self {
+            Node::Folder { mode } => {
+                fs::create_dir(path).map_err(file("make the folder", path))?;
+                set_mode(path, *mode)
+            }
+            Node::Text { mode, bytes } => {
+                fs::write(path, bytes).map_err(file("write", path))?;
+                set_mode(path, *mode)
+            }
+            Node::Copy { mode, source } => {
+                fs::copy(source, path).map_err(file("copy", source))?;
+                set_mode(path, *mode)
+            }
+            Node::Link { target } => std::os::unix::fs::symlink(target, path).map_err(file("link", path)),
+            Node::Character { mode, major, minor } => {
+                let mknod = Run::new("mknod", "coreutils").args([&format!("--mode={mode:o}")]).args([path]);
+                mknod.args(["c".to_owned(), major.to_string(), minor.to_string()]).output().map(drop)
+            }
+        }
+    }
+
     fn header(&self, path: &str) -> cpio::newc::Builder {
         let builder = cpio::newc::Builder::new(path);
         match self {
@@ -229,6 +265,22 @@ mod tests {
         other.link("sbin", "bin");
         other.text("etc/hosts", 0o644, "127.0.0.1 localhost\n");
         assert_eq!(tree().to_cpio(7).unwrap(), other.to_cpio(7).unwrap());
+    }
+
+    #[test]
+    fn a_tree_becomes_a_folder() {
+        use std::os::unix::fs::MetadataExt as _;
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("root");
+        let mut tree = Tree::default();
+        tree.text("bin/tool", 0o755, "text");
+        tree.link("sbin", "bin");
+        tree.folder("tmp", 0o1777);
+        tree.write_to(&root).unwrap();
+        assert_eq!(fs::read_to_string(root.join("sbin/tool")).unwrap(), "text");
+        assert_eq!(fs::metadata(root.join("bin/tool")).unwrap().mode() & 0o7777, 0o755);
+        assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
+        assert!(tree.write_to(&root).is_err());
     }
 
     #[test]

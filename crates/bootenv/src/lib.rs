@@ -201,7 +201,9 @@ pub fn build(options: &Options, progress: &dyn Fn(&str)) -> Result<Built, Error>
 
     let mut tree = Tree::default();
     add_skeleton(&mut tree);
-    used.push(tools::add_busybox(&cache, &mut tree, progress)?);
+    let busybox = tools::Busybox::get(&cache, progress)?;
+    busybox.add_to(&mut tree);
+    used.push(busybox.package);
     used.extend(tools::add_programs(&cache, &mut tree, progress)?);
 
     progress(&format!("choose modules of {}", kernel.version));

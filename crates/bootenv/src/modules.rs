@@ -136,6 +136,12 @@ impl KernelModules {
         order.iter().filter_map(|name| self.modules.get(name)).map(|module| module.path.clone()).collect()
     }
 
+    /// The folder `/lib/modules/VERSION` of the unpacked package.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn chosen<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = (&'a str, &'a Module)> {
         selection.modules.iter().filter_map(|name| self.modules.get(name).map(|module| (name.as_str(), module)))
     }

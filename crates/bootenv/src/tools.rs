@@ -20,19 +20,35 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 /// Where a package may keep its shared libraries.
 const LIBRARY_FOLDERS: &[&str] = &["lib", "usr/lib", "lib64", "usr/lib64"];
 
-/// Adds busybox as `/bin/busybox` with a link for each of its applets, and gives the package it came from.
-///
-/// # Errors
-/// When the package cannot be had.
-pub fn add_busybox(cache: &Cache, tree: &mut Tree, progress: &dyn Fn(&str)) -> Result<PackageVersion, Error> {
-    let package = packages::unpack(cache, &packages::lookup(cache, "busybox-static")?, progress)?;
-    let program = package.file("bin/busybox").or_else(|_| package.file("usr/bin/busybox"))?;
-    tree.copy("bin/busybox", 0o755, &program);
-    let applets = Run::new(&program.to_string_lossy(), "busybox-static").args(["--list"]).text()?;
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
-        tree.link(&format!("bin/{applet}"), "busybox");
+/// A static busybox with the names it answers to.
+#[derive(Debug, Clone)]
+pub struct Busybox {
+    /// The package it came from.
+    pub package: PackageVersion,
+    program: PathBuf,
+    applets: Vec<String>,
+}
+
+impl Busybox {
+    /// Gets Debian's static busybox.
+    ///
+    /// # Errors
+    /// When the package cannot be had or its program does not run here.
+    pub fn get(cache: &Cache, progress: &dyn Fn(&str)) -> Result<Self, Error> {
+        let package = packages::unpack(cache, &packages::lookup(cache, "busybox-static")?, progress)?;
+        let program = package.file("bin/busybox").or_else(|_| package.file("usr/bin/busybox"))?;
+        let list = Run::new(&program.to_string_lossy(), "busybox-static").args(["--list"]).text()?;
+        let applets = list.lines().filter(|applet| *applet != "busybox").map(str::to_owned).collect();
+        Ok(Busybox { package: package.record.package, program, applets })
     }
-    Ok(package.record.package)
+
+    /// Adds it as `/bin/busybox` with a link for each of its names.
+    pub fn add_to(&self, tree: &mut Tree) {
+        tree.copy("bin/busybox", 0o755, &self.program);
+        for applet in &self.applets {
+            tree.link(&format!("bin/{applet}"), "busybox");
+        }
+    }
 }
 
 /// Adds the disk tools as `/bin/NAME`, their libraries and the dynamic loader, and gives the packages they came from.
