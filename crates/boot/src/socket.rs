@@ -108,10 +108,10 @@ pub(crate) fn remedy(cause: &io::Error, port: u16) -> String {
     }
 }
 
-/// Processes of this network namespace that have the UDP port, as far as we
+/// Processes of this thread's network namespace that have the UDP port, as far as we
 /// may see them.
 fn holders(port: u16) -> Vec<String> {
-    let table = fs::read_to_string("/proc/net/udp").unwrap_or_default();
+    let table = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     let inodes = inodes_on_port(&table, port);
     if inodes.is_empty() {
         return Vec::new();

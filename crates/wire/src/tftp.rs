@@ -297,7 +297,8 @@ fn take_text(bytes: &[u8]) -> Result<(&str, &[u8]), BadPacket> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    // `\0` before a digit is the terminator of a name.
+    #![allow(clippy::unwrap_used, clippy::octal_escapes)]
     use proptest::prelude::*;
 
     use super::*;
