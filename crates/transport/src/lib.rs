@@ -1,0 +1,10 @@
+//! Ways to move the pieces of an image; both halves of each way in one folder.
+//!
+//! [`bittorrent`] drives the pure `swarm::Engine` with sockets and disks: a
+//! [`bittorrent::Download`] on a node, a [`bittorrent::Seeder`] in the server,
+//! each behind a [`bittorrent::Listener`] that a process needs once.
+
+pub mod bittorrent;
+mod error;
+
+pub use error::Error;
