@@ -1,8 +1,11 @@
 //! The Debian packages that the demo and the tests need, and what each is for.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::run;
 
@@ -40,6 +43,8 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("ca-certificates", For::Demo, "package downloads"),
     ("g++", For::Tests, "the fuzzer's runtime"),
     ("dnsmasq-base", For::Tests, "a foreign DHCP server, and a foreign client of ours"),
+    ("isc-dhcp-server", For::Tests, "judges the lines that we write for it"),
+    ("kea-dhcp4-server", For::Tests, "judges the lines that we write for it"),
     ("udhcpc", For::Tests, "a DHCP client"),
     ("isc-dhcp-client", For::Tests, "a DHCP client"),
     ("tftp-hpa", For::Tests, "a TFTP client"),
@@ -49,6 +54,8 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("openipmi", For::Tests, "ipmi_sim, a simulated management controller"),
     ("ipmitool", For::Tests, "drives management controllers"),
     ("busybox-static", For::Tests, "the small image's only program"),
+    ("tcpdump", For::Tests, "looks at packets when a test fails"),
+    ("mount", For::Tests, "loop devices that stand for disks"),
     ("git", For::Tests, "lists the tracked files"),
 ];
 
@@ -68,7 +75,36 @@ pub(crate) fn install(what_for: For) -> Result<()> {
         bail!("packages are missing and only root may install them: apt-get install {}", names.join(" "));
     }
     run::must(apt_get().arg("update"))?;
+    let _quiet = NoDaemons::begin()?;
     run::must(apt_get().args(["install", "-y", "--no-install-recommends", "--"]).args(&names))
+}
+
+/// While it lives, packages do not start their daemons: nobody who runs tests wants a DHCP server on his network.
+struct NoDaemons {
+    ours: bool,
+}
+
+impl NoDaemons {
+    /// Debian asks this program before it starts a daemon; 101 is no (/usr/share/doc/init-system-helpers).
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        let ours = !Path::new(Self::POLICY).exists();
+        if ours {
+            fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n")
+                .with_context(|| format!("cannot write {}", Self::POLICY))?;
+            fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(Self { ours })
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(Self::POLICY);
+        }
+    }
 }
 
 fn missing(what_for: For) -> Result<Vec<(&'static str, &'static str)>> {

@@ -92,19 +92,10 @@ pub(crate) fn build_bootenv(places: &Places, agent: &Path) -> Result<()> {
     run::must(&mut command)
 }
 
-/// Builds an image with our own tool unless `out` is there already.
+/// Builds an image with our own tool, which keeps what it has built and only copies it the next time.
 pub(crate) fn build_image(places: &Places, kind: &str, out: &Path) -> Result<()> {
-    if out.is_file() {
-        println!("    kept: {} (remove it to build it anew)", out.display());
-        return Ok(());
-    }
     std::fs::create_dir_all(&places.cache).with_context(|| format!("cannot create {}", places.cache.display()))?;
-    // Built beside its place, so that an image cut short is never taken for a whole one.
-    let draft = out.with_extension("draft");
-    let mut command = Command::new(places.rackswarm());
-    command.args(["image", "build", kind, "--out"]).arg(&draft);
-    run::must(&mut command)?;
-    std::fs::rename(&draft, out).with_context(|| format!("cannot rename {} to {}", draft.display(), out.display()))
+    run::must(Command::new(places.rackswarm()).args(["image", "build", kind, "--out"]).arg(out))
 }
 
 fn musl_is_there() -> bool {

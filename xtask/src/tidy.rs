@@ -267,7 +267,7 @@ fn product_lines(path: &Path, text: &str) -> usize {
     let lines: Vec<&str> = text.lines().collect();
     let is_tests = |at: usize| {
         lines[at].trim() == "#[cfg(test)]"
-            && lines[at + 1..].iter().take(4).any(|line| line.trim_start().starts_with("mod ") && line.ends_with('{'))
+            && lines[at + 1..].iter().take(4).any(|line| line.contains("mod ") && line.ends_with('{'))
     };
     (0..lines.len()).find(|at| is_tests(*at)).unwrap_or(lines.len())
 }
