@@ -1,0 +1,10 @@
+//! What has to hold for any input, one module per wire format. The fuzz
+//! targets feed these with invented inputs, `crates/wire/tests/corpus.rs` with
+//! the stored ones.
+
+pub mod announce;
+pub mod bencode;
+pub mod dhcp;
+pub mod metainfo;
+pub mod peer;
+pub mod tftp;
