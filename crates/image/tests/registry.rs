@@ -365,3 +365,45 @@ fn the_torrent_names_the_same_swarm_with_and_without_trackers() {
     let piece = fs::read(image.disk_path()).unwrap()[..256 << 10].to_vec();
     assert_eq!(from_torrent.verify(0, piece.clone()).unwrap().bytes(), piece);
 }
+
+/// Not a test by itself: what [`an_import_killed_at_any_instant_leaves_nothing_or_a_whole_image`]
+/// starts and kills.
+#[test]
+#[ignore = "imports until it is killed; started by the test beside it"]
+fn import_until_killed() {
+    let folder = PathBuf::from(std::env::var_os("RACKSWARM_KILL_FOLDER").unwrap());
+    let registry = Registry::open(folder.join("images")).unwrap();
+    for number in 0.. {
+        let name = format!("image-{number}");
+        match registry.import(&folder.join("source.raw"), &options(&name), &mut no_progress) {
+            Ok(_) if number > 0 => registry.remove(&format!("image-{}", number - 1).parse().unwrap()).unwrap(),
+            Ok(_) | Err(Error::NameTaken(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn an_import_killed_at_any_instant_leaves_nothing_or_a_whole_image() {
+    let bench = Bench::new();
+    bench.raw_disk();
+    for round in 0..20u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "import_until_killed"])
+            .env("RACKSWARM_KILL_FOLDER", bench.folder.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // The instant of the fault, spread over start, copy, sealing, renaming and removal.
+        std::thread::sleep(std::time::Duration::from_millis(20 + round * 17 % 251));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let registry = Registry::open(bench.path("images")).unwrap();
+        for entry in registry.list().unwrap() {
+            entry.image.unwrap_or_else(|error| panic!("round {round}, {}: {error}", entry.name));
+            registry.verify(&entry.name, &mut no_progress).unwrap();
+            registry.remove(&entry.name).unwrap();
+        }
+        bench.assert_only(&[]);
+    }
+}

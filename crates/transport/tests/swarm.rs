@@ -13,8 +13,9 @@ use std::time::Duration;
 use common::{ANYWHERE, Bench, TestTracker, start, within};
 use image::{PieceSet, PieceSink, PieceSource, VerifiedPiece};
 use rackswarm_transport::Error;
-use rackswarm_transport::bittorrent::{Download, FetchJob, Limits, Listener, MIN_MEMORY_BYTES, Seeder};
-use swarm::Why;
+use rackswarm_transport::bittorrent::{Cause, Download, FetchJob, Limits, Listener, MIN_MEMORY_BYTES, Seeder};
+use swarm::policy::ChokerKind;
+use swarm::{Policy, Why};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wire::announce::Event;
@@ -54,6 +55,26 @@ async fn eight_nodes_get_the_image_of_one_seeder_and_of_each_other() {
     assert!(given > 0, "nodes serve each other");
     let images = egress as f64 / bench.manifest.payload_bytes() as f64;
     assert!(images < 6.0, "the seeder sent {images:.2} images to 8 nodes");
+    seeder.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tit_for_tat_completes_too() {
+    let bench = Bench::new(8 << 20);
+    let policy = Policy { choker: ChokerKind::TitForTat, ..Policy::default() };
+    let tracker = TestTracker::start(&bench).await;
+    let seeder = Seeder::new(Listener::bind(ANYWHERE, Limits::default()).await.unwrap()).with_policy(policy.clone());
+    seeder.publish(Arc::clone(&bench.manifest), bench.source(&bench.image), tracker.urls()).unwrap();
+    let mut downloads = Vec::new();
+    for node in 0..3 {
+        let disk = bench.disk(&format!("disk{node}"));
+        let job = FetchJob { trackers: tracker.urls(), policy: policy.clone(), ..bench.job(&disk) };
+        downloads.push(start(job).await);
+    }
+    for (node, download) in downloads.iter_mut().enumerate() {
+        within("a node completes", download.completed()).await.unwrap();
+        bench.assert_installed(&format!("disk{node}"));
+    }
     seeder.close().await;
 }
 
@@ -123,7 +144,7 @@ async fn a_corrupted_seed_never_reaches_a_disk_and_is_named() {
     })
     .await;
     assert_eq!(dropped.address, address);
-    assert!(matches!(dropped.why, Why::CorruptPiece(_)), "{dropped:?}");
+    assert!(matches!(dropped.cause, Cause::Swarm(Why::CorruptPiece(_))), "{dropped:?}");
     assert!(download.progress().borrow().corrupt_pieces <= 32);
     download.stop().await.unwrap();
     let written = fs::read(bench.path("disk")).unwrap();
@@ -269,7 +290,9 @@ async fn silent_and_babbling_peers_are_turned_away_and_disturb_nobody() {
         let answer = within(what, rest_of(stream)).await;
         assert!(answer.len() >= at_least && answer.len() < 1000, "{what}: {} bytes", answer.len());
     }
-    assert!(!seeder.dropped(published.info_hash).await.is_empty());
+    let causes: Vec<Cause> = seeder.dropped(published.info_hash).await.into_iter().map(|drop| drop.cause).collect();
+    let of_protocol = causes.iter().filter(|cause| matches!(cause, Cause::Protocol(_))).count();
+    assert_eq!((causes.len(), of_protocol), (5, 2), "{causes:?}");
     download.stop().await.unwrap();
     seeder.close().await;
 }

@@ -134,3 +134,64 @@ impl Announcer {
 fn is_http(url: &str) -> bool {
     url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    const GOOD: &[u8] = b"d8:intervali7e5:peers6:\x0a\x01\x02\x03\x1a\xe1e";
+
+    /// A server that gives every request this answer; its announce address.
+    async fn server(head: &'static str, body: Vec<u8>) -> String {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/announce", socket.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = socket.accept().await {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(&body).await;
+            }
+        });
+        url
+    }
+
+    fn announcer(trackers: &[String]) -> Announcer {
+        let listen = "127.0.0.1:6881".parse().unwrap();
+        Announcer::new(trackers, InfoHash([1; 20]), PeerId([2; 20]), listen).unwrap()
+    }
+
+    fn progress() -> swarm::Progress {
+        swarm::Progress { event: None, uploaded: 0, downloaded: 0, left: 1, num_want: 50 }
+    }
+
+    #[tokio::test]
+    async fn whatever_a_tracker_answers_the_next_one_is_asked_and_then_preferred() {
+        let bad = [
+            ("HTTP/1.0 500 no\r\n\r\n", GOOD.to_vec()),
+            ("HTTP/1.0 200 OK\r\n\r\n", b"d14:failure reason6:retirede".to_vec()),
+            ("HTTP/1.0 200 OK\r\n\r\n", b"<html>".to_vec()),
+            ("HTTP/1.0 200 OK\r\n\r\n", vec![b'x'; MAX_RESPONSE_BYTES + 1]),
+            ("", vec![]),
+        ];
+        for (head, body) in bad {
+            let bad = server(head, body).await;
+            let good = server("HTTP/1.0 200 OK\r\n\r\n", GOOD.to_vec()).await;
+            let mut announcer = announcer(&[bad.clone(), good.clone()]);
+            let announced = announcer.ask(&progress()).await.unwrap();
+            assert_eq!(announced.interval, Duration::from_secs(7));
+            assert_eq!(announced.peers, ["10.1.2.3:6881".parse().unwrap()]);
+            assert_eq!(announcer.trackers, [good, bad]);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_answering_is_told_and_nobody_to_ask_is_no_failure() {
+        let closed = "http://127.0.0.1:9/announce".to_owned();
+        assert!(announcer(&[closed]).ask(&progress()).await.is_none());
+        assert!(announcer(&[]).ask(&progress()).await.unwrap().peers.is_empty());
+    }
+}

@@ -27,7 +27,7 @@ use super::announcer::{Announced, Announcer};
 use super::connection::{self, Link, ORDERS, Order};
 use super::listener::{Listener, Membership};
 use super::new_peer_id;
-use super::progress::{Dropped, Meter, Progress};
+use super::progress::{Cause, Dropped, Meter, Progress};
 use super::store::{Budget, Store};
 use crate::Error;
 
@@ -447,27 +447,31 @@ impl Drive {
 
     /// The engine has forgotten this peer.
     fn dropped(&mut self, peer: Peer, why: Why) {
-        let Some(Connection { address, id, .. }) = self.connections.remove(&peer) else { return };
+        let Some(connection) = self.connections.remove(&peer) else { return };
         if is_ordinary(why) {
-            tracing::debug!(%address, %why, "closed a connection");
-            return;
+            tracing::debug!(address = %connection.address, %why, "closed a connection");
+        } else {
+            self.blame(&connection, Cause::Swarm(why));
         }
-        tracing::warn!(%address, peer = %id, %why, "dropped a peer");
-        if self.dropped.len() == REMEMBERED_DROPS {
-            self.dropped.pop_front();
-        }
-        self.dropped.push_back(Dropped { address, id, why });
     }
 
     fn closed(&mut self, peer: Peer, error: &io::Error) {
         let Some(connection) = self.connections.remove(&peer) else { return };
         match error.kind() {
-            io::ErrorKind::InvalidData => {
-                tracing::warn!(address = %connection.address, %error, "dropped a peer that breaks the protocol");
-            }
+            io::ErrorKind::InvalidData => self.blame(&connection, Cause::Protocol(error.to_string())),
             _ => tracing::debug!(address = %connection.address, %error, "a connection ended"),
         }
         self.step(Input::Gone(peer));
+    }
+
+    /// For the operator: who misbehaved, and how.
+    fn blame(&mut self, connection: &Connection, cause: Cause) {
+        let Connection { address, id, .. } = *connection;
+        tracing::warn!(%address, peer = %id, %cause, "dropped a peer");
+        if self.dropped.len() == REMEMBERED_DROPS {
+            self.dropped.pop_front();
+        }
+        self.dropped.push_back(Dropped { address, id, cause });
     }
 
     fn report(&mut self) {

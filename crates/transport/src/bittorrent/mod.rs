@@ -18,7 +18,7 @@ mod store;
 
 pub use download::{Download, FetchJob};
 pub use listener::{Limits, Listener};
-pub use progress::{Dropped, Progress};
+pub use progress::{Cause, Dropped, Progress};
 pub use seeder::{Published, Seeder};
 pub use store::{MIN_MEMORY_BYTES, Storage};
 

@@ -1,5 +1,6 @@
 //! How far a swarm is, as numbers that change.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -51,8 +52,27 @@ pub struct Dropped {
     pub address: SocketAddr,
     /// What it called itself.
     pub id: PeerId,
-    /// The engine's reason.
-    pub why: Why,
+    /// The reason.
+    pub cause: Cause,
+}
+
+/// Why a peer was dropped; displays as a sentence's end, as in "dropped,
+/// because ...".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// What it said or sent is against the rules of the swarm.
+    Swarm(Why),
+    /// Its bytes are not the protocol.
+    Protocol(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Swarm(why) => why.fmt(f),
+            Self::Protocol(what) => f.write_str(what),
+        }
+    }
 }
 
 /// Makes snapshots out of an engine's counters.
