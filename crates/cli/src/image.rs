@@ -1,0 +1,122 @@
+//! `rackswarm image`: disk images.
+
+pub(crate) mod build;
+mod import;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use api::operator::ImageView;
+use clap::{Args, Subcommand};
+use fleet::ids::ImageName;
+
+use crate::connect::{Connection, explain};
+use crate::output::{self, bytes, moment, percent, say, show};
+
+/// What is done with disk images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send a disk image to the controller, which checks and seals it
+    #[command(
+        after_help = "Examples:\n  rackswarm image import disk.qcow2 --name debian\n  rackswarm image import disk.img --name app --format raw"
+    )]
+    Import(ImportArguments),
+    /// All images
+    #[command(visible_alias = "ls")]
+    List {
+        /// Print the API's JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// One image
+    Show {
+        /// The image
+        name: ImageName,
+        /// Print the API's JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image that nothing deploys
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The image
+        name: ImageName,
+    },
+    /// Make a bootable image on this machine from Debian packages
+    Build(build::Arguments),
+}
+
+/// What is imported.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The file: raw, qcow2, vmdk, vhdx, vpc (vhd) or vdi
+    file: PathBuf,
+    /// Name of the image in the controller's registry
+    #[arg(long)]
+    name: ImageName,
+    /// Its format, where the file's beginning does not tell it
+    #[arg(long, value_parser = format)]
+    format: Option<String>,
+    /// Print the API's JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn format(text: &str) -> Result<String, String> {
+    text.parse::<::image::Format>().map(|format| format.name().to_owned())
+}
+
+pub(crate) async fn run(connection: &Connection, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Import(arguments) => import::run(connection, &arguments).await,
+        Command::List { json } => {
+            let images = connection.client()?.images().await.map_err(explain)?;
+            show(json, &images, |images| list(images))
+        }
+        Command::Show { name, json } => {
+            let image = connection.client()?.image(name.as_str()).await.map_err(explain)?;
+            show(json, &image, describe)
+        }
+        Command::Remove { name } => {
+            connection.client()?.remove_image(name.as_str()).await.map_err(explain)?;
+            say(format_args!("{name} is removed"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Build(arguments) => build::run(&arguments),
+    }
+}
+
+fn list(images: &[ImageView]) -> String {
+    let mut table = output::table(["IMAGE", "SIZE", "USED", "SEALED", "DIGEST"]);
+    for image in images {
+        table.add_row([
+            image.name.to_string(),
+            bytes(image.size_bytes),
+            bytes(image.used_bytes),
+            moment(image.sealed_at),
+            image.digest.to_string(),
+        ]);
+    }
+    output::text_of(&table, "no images yet: `rackswarm image import --help`")
+}
+
+fn describe(image: &ImageView) -> String {
+    let lines = [
+        ("image", image.name.to_string()),
+        ("size", format!("{} ({} bytes)", bytes(image.size_bytes), image.size_bytes)),
+        (
+            "used",
+            format!(
+                "{} ({} %); the rest is zeros and does not travel",
+                bytes(image.used_bytes),
+                percent(image.used_bytes, image.size_bytes)
+            ),
+        ),
+        ("pieces", format!("of {}", bytes(u64::from(image.piece_size)))),
+        ("digest", image.digest.to_string()),
+        ("infohash", image.infohash.clone()),
+        ("sealed", moment(image.sealed_at)),
+    ];
+    lines.iter().map(|(name, value)| format!("{name:8}  {value}")).collect::<Vec<_>>().join("\n")
+}

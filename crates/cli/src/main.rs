@@ -1,0 +1,125 @@
+//! `rackswarm`: the controller, its client and its tools in one program.
+
+mod bootenv;
+mod completions;
+mod connect;
+mod deploy;
+mod doctor;
+mod generate;
+mod image;
+mod lab;
+mod node;
+mod output;
+mod parse;
+mod post;
+mod rack;
+mod serve;
+mod timeline;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use connect::Connection;
+
+const EXAMPLES: &str = "\
+A first rack, step by step:
+  rackswarm serve --print-config > /etc/rackswarm.toml   what can be configured, with every default
+  rackswarm doctor --config /etc/rackswarm.toml          what is missing on this machine and its network
+  rackswarm bootenv build --out /var/lib/rackswarm/bootenv
+  rackswarm serve --config /etc/rackswarm.toml
+  rackswarm rack set r1
+  rackswarm node add n1 --rack r1 --mac 52:54:00:12:34:56 --power 'ipmi://admin@10.0.0.7?password_file=/etc/rackswarm/bmc'
+  rackswarm image import debian.qcow2 --name debian
+  rackswarm deploy debian --rack r1 --watch
+
+Exit status: 0 when it is done, 1 when it failed (a sentence on standard error says why), 2 when the command line is wrong.";
+
+/// Turns racks of bare machines into running, verified systems.
+#[derive(Debug, Parser)]
+#[command(name = "rackswarm", version, max_term_width = 110, after_help = EXAMPLES, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller: DHCP, TFTP, HTTP boot, tracker, seeder and API in one process
+    Serve(serve::Arguments),
+    /// Machines: add, change, approve, look at, release
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Racks and the settings that their nodes share
+    #[command(subcommand)]
+    Rack(rack::Command),
+    /// Disk images: import, look at, remove, build
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Put an image on nodes, and follow it until their booted systems have proved it
+    Deploy(deploy::Arguments),
+    /// Kernel and initramfs that machines start over the network
+    #[command(subcommand)]
+    Bootenv(bootenv::Command),
+    /// Find out what is missing on this machine and its network, and how to fix it
+    Doctor(doctor::Arguments),
+    /// A rack of virtual machines, and power drivers by hand
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Print the OpenAPI document of the controller's HTTP interface
+    Openapi,
+    /// Print a script that completes commands in your shell
+    Completions(completions::Arguments),
+    /// Write the documents that are printed by the program itself
+    #[command(hide = true)]
+    Generate(generate::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rackswarm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let connection = cli.connection;
+    match cli.command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Node(command) => wait(node::run(&connection, command)),
+        Command::Rack(command) => wait(rack::run(&connection, command)),
+        Command::Image(image::Command::Build(arguments)) => image::build::run(&arguments),
+        Command::Image(command) => wait(image::run(&connection, command)),
+        Command::Deploy(arguments) => wait(deploy::run(&connection, arguments)),
+        Command::Bootenv(command) => bootenv::run(&command),
+        Command::Doctor(arguments) => doctor::run(&connection, &arguments),
+        Command::Lab(command) => lab::run(command),
+        Command::Openapi => generate::print_openapi(),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+    }
+}
+
+/// Runs a command that waits for the network. One thread is enough for a client.
+fn wait(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
