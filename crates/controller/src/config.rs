@@ -2,11 +2,13 @@
 //!
 //! Unknown keys are refused. Secrets are never in the file, only paths to them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
-use boot::dhcp::config::DhcpConfig;
-use boot::tftp::config::TftpConfig;
+use boot::decide::{self, BootDecision};
+use boot::dhcp::{DhcpConfig, Mode};
+use boot::tftp::TftpConfig;
+use fleet::ids::Mac;
 use fleet::plan::Policy;
 use fleet::post::{Network, PostSettings};
 use serde::Deserialize;
@@ -171,11 +173,7 @@ impl Config {
                 "database.url holds a password: write it into a file and name that in database.password_file".into()
             );
         }
-        for argument in &self.boot.kernel_arguments {
-            if argument.is_empty() || argument.contains(char::is_whitespace) {
-                return Err(format!("boot.kernel_arguments: `{argument}` must be one argument without spaces"));
-            }
-        }
+        check_arguments(&self.boot.kernel_arguments).map_err(|why| format!("boot.kernel_arguments: {why}"))?;
         self.check_ranges()?;
         check_post(&self.post).map_err(|why| format!("post.{why}"))
     }
@@ -207,11 +205,31 @@ impl Config {
         Ok(())
     }
 
+    /// What is done about DHCP, in a word.
+    #[must_use]
+    pub fn dhcp_mode(&self) -> &'static str {
+        match self.dhcp.mode {
+            Mode::Off => "off",
+            Mode::Proxy => "proxy",
+            Mode::Full => "full",
+        }
+    }
+
     /// Folder with kernel and initramfs.
     #[must_use]
     pub fn environment(&self) -> PathBuf {
         self.boot.environment.clone().unwrap_or_else(|| self.server.data_dir.join("bootenv"))
     }
+}
+
+/// Writes a boot script with these arguments, as every machine would get it,
+/// and with room for ours.
+fn check_arguments(arguments: &[String]) -> Result<(), String> {
+    let ours = format!("rackswarm.server=http://255.255.255.255:65535 {:200}", "").replace(' ', "x");
+    let kernel_args = std::iter::once(ours).chain(arguments.iter().cloned()).collect();
+    let decision = BootDecision::Deploy { kernel_args, note: String::new() };
+    let anywhere = SocketAddrV4::new(Ipv4Addr::BROADCAST, u16::MAX);
+    decide::script(Mac([0; 6]), decide::Platform::Bios, anywhere, &decision).map(drop).map_err(|e| e.to_string())
 }
 
 /// Checks post actions as an operator sets them. A sentence begins with the
@@ -255,9 +273,20 @@ pub fn check_post(post: &PostSettings) -> Result<(), String> {
 /// The whole file with every default and what it means.
 #[must_use]
 pub fn print_config() -> String {
-    [HEAD, SERVER, DATABASE, DhcpConfig::DEFAULT_TOML, TftpConfig::DEFAULT_TOML, BOOT, SWARM, Policy::DEFAULT_TOML, POST, NODE]
-        .map(str::trim_end)
-        .join("\n\n")
+    [
+        HEAD,
+        SERVER,
+        DATABASE,
+        DhcpConfig::DEFAULT_TOML,
+        TftpConfig::DEFAULT_TOML,
+        BOOT,
+        SWARM,
+        Policy::DEFAULT_TOML,
+        POST,
+        NODE,
+    ]
+    .map(str::trim_end)
+    .join("\n\n")
         + "\n"
 }
 

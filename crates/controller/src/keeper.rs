@@ -68,7 +68,11 @@ struct Told {
 enum What {
     Event(Event),
     /// A remark for a machine's timeline that changes nothing.
-    Remark { mac: Mac, kind: &'static str, text: String },
+    Remark {
+        mac: Mac,
+        kind: &'static str,
+        text: String,
+    },
 }
 
 impl Keeper {

@@ -8,9 +8,14 @@
 
 pub mod clock;
 pub mod config;
+pub mod director;
 pub mod error;
+pub mod http;
+pub mod images;
 pub mod keeper;
+pub mod privileges;
 pub mod reconcile;
+pub mod serve;
 pub mod state;
 pub mod store;
 pub mod token;
@@ -18,3 +23,5 @@ pub mod view;
 
 pub use config::{Config, print_config};
 pub use error::Error;
+pub use http::openapi_json;
+pub use serve::{Bound, bind};

@@ -184,7 +184,8 @@ mod tests {
     fn the_latest_lease_is_a_nodes_address() {
         let mut state = State::default();
         let n1 = node("n1", 1);
-        let lease = |last: u8, mac: Mac, expires| Lease { address: [10, 0, 0, last].into(), mac, expires: Millis(expires) };
+        let lease =
+            |last: u8, mac: Mac, expires| Lease { address: [10, 0, 0, last].into(), mac, expires: Millis(expires) };
         state.put_leases(&[lease(1, n1.macs[0], 50), lease(2, n1.macs[0], 90), lease(3, n1.macs[0], 20)]);
         assert_eq!(state.address_of(&n1), Some([10, 0, 0, 2].into()));
         state.put_leases(&[lease(2, Mac([9; 6]), 100)]);

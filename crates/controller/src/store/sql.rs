@@ -136,9 +136,9 @@ impl SqlStore {
             cause,
         })?;
         let mut full: AnyConnectOptions = url.parse().map_err(|e| database(url, "understand the address")(e))?;
-        full.database_url
-            .set_password(Some(password.trim()))
-            .map_err(|()| database(url, "put the password into the address")(sqlx::Error::InvalidArgument(url.into())))?;
+        full.database_url.set_password(Some(password.trim())).map_err(|()| {
+            database(url, "put the password into the address")(sqlx::Error::InvalidArgument(url.into()))
+        })?;
         Self::open_at(full.database_url.as_str(), url.to_owned()).await
     }
 
@@ -334,9 +334,8 @@ impl SqlStore {
         let deployments: Vec<Deployment> =
             self.bodies(&mut tx, "SELECT body FROM deployments WHERE revision > $1 ORDER BY id", base).await?;
         changes.extend(deployments.into_iter().map(Change::PutDeployment));
-        let nodes: Vec<Node> = self
-            .bodies(&mut tx, "SELECT body FROM nodes WHERE revision > $1 ORDER BY revision, name", base)
-            .await?;
+        let nodes: Vec<Node> =
+            self.bodies(&mut tx, "SELECT body FROM nodes WHERE revision > $1 ORDER BY revision, name", base).await?;
         changes.extend(nodes.into_iter().map(|node| Change::PutNode(Box::new(node))));
         if base > Revision(0) {
             let notes: Vec<Note> = self
@@ -396,10 +395,8 @@ impl SqlStore {
 
     async fn load_leases_now(&self) -> Result<Vec<Lease>, Error> {
         let broken = database(&self.place, "read the leases");
-        let rows = sqlx::query("SELECT address, mac, expires FROM leases")
-            .fetch_all(&self.pool)
-            .await
-            .map_err(&broken)?;
+        let rows =
+            sqlx::query("SELECT address, mac, expires FROM leases").fetch_all(&self.pool).await.map_err(&broken)?;
         let lease = |row: &sqlx::any::AnyRow| {
             let (address, mac, expires): (String, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
             Ok(Lease {

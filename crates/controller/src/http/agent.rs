@@ -1,0 +1,263 @@
+//! What agents and deployed systems say.
+
+use std::collections::BTreeSet;
+
+use api::agent::{Assignment, Heartbeat, PostPlan, Proof, Register, Report, ReportKind};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use fleet::disk::Size;
+use fleet::event::Event;
+use fleet::ids::{Attempt, Mac, NodeName};
+use fleet::life::Stage;
+use fleet::node::{Node, Progress};
+use fleet::post::PostSettings;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::auth::{Agent, Daemon};
+use super::problem::{JsonBody, Problem};
+use crate::state::State as FleetState;
+use crate::token;
+
+/// Longest sentence that an agent may add to a timeline, in bytes: the last
+/// 4 KiB of an action's output, and words around it.
+const TEXT_LIMIT_BYTES: usize = 6 << 10;
+/// Where agents read manifests; the image's name comes between.
+const MANIFEST_PATH: (&str, &str) = ("/api/v1/images/", "/manifest");
+
+/// All routes of this file.
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(register)).routes(routes!(report)).routes(routes!(proof)).routes(routes!(beat))
+}
+
+/// An agent is up and asks what to do. Sent again until answered; the last answer counts.
+#[utoipa::path(post, path = "/api/v1/agent/register", tag = "agent", request_body = Register,
+    responses((status = 200, body = Assignment), (status = "default", body = api::Problem)))]
+async fn register(
+    State(app): State<App>,
+    agent: Agent,
+    JsonBody(register): JsonBody<Register>,
+) -> Result<Json<Assignment>, Problem> {
+    app.keeper.read(|state| expect(state, &agent, &register))?;
+    let node_token = token::mint()?;
+    let event = Event::Registered {
+        node: agent.node.clone(),
+        attempt: agent.attempt,
+        uuid: register.uuid,
+        token: token::hash(&node_token.0),
+        text: short(describe(&register)),
+    };
+    app.keeper.tell(event).await?;
+    tracing::info!(node = %agent.node, attempt = %agent.attempt, stage = Stage::AgentUp.as_str(), "agent registered");
+    let assignment = app.keeper.read(|state| assignment(&app, state, &agent, node_token))?;
+    Ok(Json(assignment))
+}
+
+/// Something happened on the node. A refusal (409) means that the attempt is over: the agent stops and reboots.
+#[utoipa::path(post, path = "/api/v1/agent/report", tag = "agent", request_body = Report,
+    responses((status = 204), (status = "default", body = api::Problem)))]
+async fn report(
+    State(app): State<App>,
+    agent: Agent,
+    JsonBody(report): JsonBody<Report>,
+) -> Result<StatusCode, Problem> {
+    let known = app.keeper.read(|state| {
+        let deployment = state.snapshot().nodes.get(&agent.node).and_then(|n| state.snapshot().deployment_of(n));
+        let fresh = Progress { total_bytes: deployment.map_or(0, |d| d.size_bytes), ..Progress::default() };
+        state.snapshot().live.get(&agent.node).and_then(|live| live.progress).unwrap_or(fresh)
+    });
+    app.keeper.tell(event(agent.node, report.attempt, report.what, known)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The booted system says what it is; only this makes a node Running. Sent again until it is accepted.
+#[utoipa::path(post, path = "/api/v1/agent/proof", tag = "agent", request_body = Proof,
+    responses((status = 204), (status = "default", body = api::Problem)))]
+async fn proof(
+    State(app): State<App>,
+    daemon: Daemon,
+    JsonBody(proof): JsonBody<Proof>,
+) -> Result<StatusCode, Problem> {
+    let Proof { digest, disk, attempt, boot_id, kernel } = proof;
+    tracing::info!(node = %daemon.node, %attempt, boot_id = short(boot_id), kernel = short(kernel), "proof received");
+    app.keeper.tell(Event::Proved { node: daemon.node, attempt, digest, disk: short(disk) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The monitoring daemon of a running node reports.
+#[utoipa::path(post, path = "/api/v1/agent/beat", tag = "agent", request_body = Heartbeat,
+    responses((status = 204), (status = "default", body = api::Problem)))]
+async fn beat(
+    State(app): State<App>,
+    daemon: Daemon,
+    JsonBody(heartbeat): JsonBody<Heartbeat>,
+) -> Result<StatusCode, Problem> {
+    if !daemon.proved {
+        return Err(Problem::conflict("this system has not proved what it is; send the proof first"));
+    }
+    app.keeper.tell(Event::Beaten { node: daemon.node, beat: heartbeat.beat }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A token alone is not an identity: it must come from a machine of this node,
+/// at a time when the node is to have an agent.
+fn expect(state: &FleetState, agent: &Agent, register: &Register) -> Result<(), Problem> {
+    let node =
+        state.snapshot().nodes.get(&agent.node).ok_or_else(|| Problem::not_found("node", agent.node.as_str()))?;
+    let macs: BTreeSet<Mac> = register.macs.iter().filter_map(|mac| mac.parse().ok()).collect();
+    if !node.macs.iter().any(|mac| macs.contains(mac)) {
+        return Err(Problem::conflict(format!(
+            "none of this machine's MAC addresses ({}) belongs to node `{}`; stop and reboot",
+            short(register.macs.join(", ")),
+            node.name
+        )));
+    }
+    match node.stage {
+        Stage::Rebooting | Stage::Running | Stage::Failed | Stage::Enrolled => Err(Problem::conflict(format!(
+            "node `{}` expects no agent, it is {}; stop and reboot",
+            node.name, node.stage
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn assignment(
+    app: &App,
+    state: &FleetState,
+    agent: &Agent,
+    node_token: api::agent::Token,
+) -> Result<Assignment, Problem> {
+    let snapshot = state.snapshot();
+    let over = || Problem::conflict(format!("the attempt of `{}` is over; stop and reboot", agent.node));
+    let node = snapshot.nodes.get(&agent.node).filter(|n| n.attempt == agent.attempt).ok_or_else(over)?;
+    let deployment = snapshot.deployment_of(node).ok_or_else(over)?;
+    let image = snapshot.images.get(&deployment.image).filter(|image| image.digest == deployment.digest);
+    let image = image.ok_or_else(|| {
+        Problem::conflict(format!(
+            "image `{}` ({}) is not in the registry any more",
+            deployment.image, deployment.digest
+        ))
+    })?;
+    let (before, after) = MANIFEST_PATH;
+    let config = &app.config;
+    // Pieces are hashed whole, so some must fit at once however large they are.
+    let memory = (u64::from(config.swarm.node_memory_mib) << 20).max(4 * u64::from(image.piece_size));
+    let alone = deployment.outcomes.len() < 2;
+    Ok(Assignment {
+        node: node.name.clone(),
+        attempt: node.attempt,
+        image: deployment.image.clone(),
+        digest: deployment.digest,
+        size_bytes: deployment.size_bytes,
+        manifest_path: format!("{before}{}{after}", deployment.image),
+        trackers: vec![app.announce_url()],
+        disk: node.disk.clone(),
+        keep_what_is_right: node.written_before,
+        memory_budget_bytes: memory,
+        linger_seconds: if alone { 0 } else { config.swarm.linger_seconds },
+        post: post_plan(app, node, &merged(app, state, node), node_token),
+    })
+}
+
+/// The node's settings over its rack's over everybody's.
+fn merged(app: &App, state: &FleetState, node: &Node) -> PostSettings {
+    let rack = node.rack.as_ref().and_then(|rack| state.snapshot().racks.get(rack));
+    let wider = rack.map_or_else(|| app.config.post.clone(), |rack| rack.post.over(&app.config.post));
+    node.post.over(&wider)
+}
+
+fn post_plan(app: &App, node: &Node, post: &PostSettings, node_token: api::agent::Token) -> PostPlan {
+    let config = &app.config.node;
+    PostPlan {
+        host_name: node.name.to_string(),
+        authorized_keys: post.authorized_keys.clone().unwrap_or_default(),
+        network: post.network.clone().unwrap_or_default(),
+        user_data: post.user_data.clone(),
+        grow_root: post.grow_root.unwrap_or(true),
+        script: post.script.clone(),
+        action_limit_seconds: config.action_limit_seconds,
+        controller_url: app.base_url(),
+        node_token,
+        heartbeat_seconds: config.heartbeat_seconds,
+        watch_processes: config.watch_processes.clone(),
+    }
+}
+
+/// `known` is the node's last progress, which [`ReportKind::Alive`] repeats.
+fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) -> Event {
+    match what {
+        ReportKind::Alive => Event::Progressed { node, attempt, progress: known },
+        ReportKind::FetchStarted { disk, text } => {
+            Event::FetchStarted { node, attempt, disk: short(disk), text: short(text) }
+        }
+        ReportKind::Progress(progress) => Event::Progressed { node, attempt, progress },
+        ReportKind::ImageVerified { text } => Event::ImageVerified { node, attempt, text: short(text) },
+        ReportKind::PostActionDone { action, milliseconds, output } => {
+            let output = output.trim();
+            let colon = if output.is_empty() { "" } else { ": " };
+            let text = short(format!("{action} done in {milliseconds} ms{colon}{output}"));
+            Event::PostActionDone { node, attempt, text }
+        }
+        ReportKind::PostActionsDone => {
+            Event::PostActionsDone { node, attempt, text: "post actions are done; it reboots to its disk".to_owned() }
+        }
+        ReportKind::Failed { reason, retry } => Event::StageFailed { node, attempt, reason: short(reason), retry },
+    }
+}
+
+fn describe(register: &Register) -> String {
+    let disks: Vec<String> = register
+        .disks
+        .iter()
+        .map(|disk| match disk.contents.as_slice() {
+            [] => format!("{disk}, blank"),
+            contents => format!("{disk}, holding {}", contents.join(" and ")),
+        })
+        .collect();
+    format!(
+        "agent {} is up on {}: {} processors, {} of memory; disks: {}",
+        register.agent_version,
+        register.product,
+        register.processors,
+        Size(register.memory_bytes),
+        if disks.is_empty() { "none".to_owned() } else { disks.join("; ") }
+    )
+}
+
+/// Cuts what a node says to a bounded length, at a character.
+fn short(mut text: String) -> String {
+    if text.len() > TEXT_LIMIT_BYTES {
+        let end = (0..=TEXT_LIMIT_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(" …");
+    }
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_sentences_are_cut_at_a_character() {
+        let cut = short("ä".repeat(TEXT_LIMIT_BYTES));
+        assert!(cut.len() <= TEXT_LIMIT_BYTES + 4 && cut.ends_with("ä …"), "{}", cut.len());
+        assert_eq!(short("as it is".to_owned()), "as it is");
+    }
+
+    #[test]
+    fn every_report_becomes_the_event_of_its_name() {
+        let node: NodeName = "n1".parse().unwrap();
+        let known = Progress { done_bytes: 7, ..Progress::default() };
+        let of = |what| event(node.clone(), Attempt(3), what, known);
+        assert!(matches!(of(ReportKind::Alive), Event::Progressed { progress, .. } if progress == known));
+        assert!(matches!(of(ReportKind::PostActionsDone), Event::PostActionsDone { .. }));
+        let done = ReportKind::PostActionDone { action: "hostname".into(), milliseconds: 5, output: "  ".into() };
+        assert!(matches!(of(done), Event::PostActionDone { text, .. } if text == "hostname done in 5 ms"));
+        let failed = ReportKind::Failed { reason: "no disk".into(), retry: false };
+        assert!(matches!(of(failed), Event::StageFailed { retry: false, attempt: Attempt(3), .. }));
+    }
+}

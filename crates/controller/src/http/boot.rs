@@ -1,0 +1,151 @@
+//! What firmware and iPXE fetch: the script, kernel, initramfs and loaders.
+//! Answered from the state for each machine, without a token: what is secret,
+//! the boot token, is made for the answer and is worth one attempt.
+
+use std::io;
+use std::path::PathBuf;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use boot::decide::{self, BootDecision, INITRAMFS_FILE, KERNEL_FILE, Platform};
+use boot::tftp::loaders::{LoaderName, NotServed};
+use fleet::change::Snapshot;
+use fleet::event::Event;
+use fleet::ids::Mac;
+use fleet::intake::{BootWish, boot_wish};
+use fleet::life::Stage;
+use fleet::node::{Firmware, TokenHash};
+use serde::Deserialize;
+use tokio::fs::File;
+use uuid::Uuid;
+
+use super::App;
+use super::files::{self, Content};
+use super::problem::{PathPart, Problem, QueryPart};
+use crate::director;
+use crate::token;
+
+/// All routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/boot/{mac}/script", get(script)).route("/boot/{mac}/{*file}", get(file))
+}
+
+/// What iPXE puts into the address of its script; empty when it does not know.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    uuid: String,
+    platform: String,
+}
+
+async fn script(
+    State(app): State<App>,
+    PathPart(mac): PathPart<Mac>,
+    QueryPart(asked): QueryPart<Asked>,
+) -> Result<Response, Problem> {
+    let platform = Platform::from_query(&asked.platform);
+    let uuid: Option<Uuid> = asked.uuid.parse().ok();
+    let token = token::mint()?;
+    let hash = token::hash(&token.0);
+    if app.keeper.read(|state| state.snapshot().node_of(mac).is_none()) {
+        // With a foreign DHCP server this is the first that we hear of a machine.
+        let firmware = if platform == Platform::Bios { Firmware::Bios } else { Firmware::UefiX64 };
+        director::sight(&app.keeper, mac, Some(firmware), uuid);
+    } else {
+        app.keeper.tell(Event::ScriptAsked { mac, uuid, token: hash.clone() }).await?;
+    }
+    let arguments = kernel_arguments(&app, mac, &token.0);
+    let decision = app.keeper.read(|state| decide(state.snapshot(), mac, &hash, arguments))?;
+    tracing::info!(%mac, stage = Stage::LoadingKernel.as_str(), deploy = matches!(decision, BootDecision::Deploy { .. }), "boot script");
+    let text = decide::script(mac, platform, app.advertise, &decision)
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text)
+        .into_response())
+}
+
+fn kernel_arguments(app: &App, mac: Mac, token: &str) -> Vec<String> {
+    let ours = [
+        format!("rackswarm.server={}", app.base_url()),
+        format!("rackswarm.token={token}"),
+        format!("rackswarm.mac={mac}"),
+    ];
+    ours.into_iter().chain(app.config.boot.kernel_arguments.iter().cloned()).collect()
+}
+
+/// The token decides: only the request that it was taken in for starts our kernel.
+fn decide(snapshot: &Snapshot, mac: Mac, token: &TokenHash, kernel_args: Vec<String>) -> Result<BootDecision, Problem> {
+    let Some(node) = snapshot.node_of(mac) else { return Ok(BootDecision::Unknown) };
+    if node.boot_token.as_ref() == Some(token) {
+        let deployment = node.deployment.map(|id| id.to_string()).unwrap_or_default();
+        return Ok(BootDecision::Deploy { kernel_args, note: format!("{deployment}, attempt {}", node.attempt) });
+    }
+    match boot_wish(snapshot, mac) {
+        BootWish::LocalDisk { why } => Ok(BootDecision::LocalDisk { why }),
+        BootWish::Agent { .. } => Err(Problem::conflict(format!("{mac} asked twice at once; the other answer counts"))),
+    }
+}
+
+async fn file(
+    State(app): State<App>,
+    method: Method,
+    headers: HeaderMap,
+    path: Result<Path<(Mac, String)>, axum::extract::rejection::PathRejection>,
+) -> Result<Response, Problem> {
+    let Path((mac, name)) = path.map_err(|rejection| Problem::invalid(rejection.body_text()))?;
+    let environment = app.config.environment();
+    let content = match name.as_str() {
+        KERNEL_FILE => environment_file(&app, mac, environment.join("vmlinuz")).await?,
+        INITRAMFS_FILE => environment_file(&app, mac, environment.join("initramfs")).await?,
+        _ => return loader(&app, &method, &headers, mac, &name).await,
+    };
+    let (keeper, bytes) = (app.keeper.clone(), content_bytes(&content));
+    let sent = move || keeper.report(Event::KernelSent { mac, file: name, bytes });
+    files::respond(&method, &headers, content, sent).await.map_err(|e| unreadable(&e))
+}
+
+fn content_bytes(content: &Content) -> u64 {
+    match content {
+        Content::File(_, bytes) => *bytes,
+        Content::Memory(bytes) => bytes.len() as u64,
+    }
+}
+
+async fn environment_file(app: &App, mac: Mac, path: PathBuf) -> Result<Content, Problem> {
+    let open = async {
+        let file = File::open(&path).await?;
+        let length = file.metadata().await?.len();
+        io::Result::Ok(Content::File(file, length))
+    };
+    open.await.map_err(|error| {
+        let sentence =
+            format!("the boot environment lacks {}: {error}; make it with `rackswarm bootenv build`", path.display());
+        tracing::error!(%mac, stage = Stage::LoadingKernel.as_str(), "{sentence}");
+        app.keeper.remark(mac, "trouble", sentence.clone());
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, sentence)
+    })
+}
+
+/// The first loader of UEFI HTTP boot, and what such a loader loads itself.
+async fn loader(app: &App, method: &Method, headers: &HeaderMap, mac: Mac, name: &str) -> Result<Response, Problem> {
+    let not_served = |why: NotServed| {
+        let status = match why {
+            NotServed::NotFound => StatusCode::NOT_FOUND,
+            NotServed::NotAllowed => StatusCode::FORBIDDEN,
+            NotServed::TooLarge | NotServed::Unreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Problem::new(status, format!("loader `{}`: {why}", name.escape_debug()))
+    };
+    let loaders = app.loaders.as_ref().ok_or_else(|| not_served(NotServed::NotFound))?;
+    let parsed = LoaderName::parse(name).map_err(not_served)?;
+    let bytes = loaders.read(&parsed).await.map_err(not_served)?;
+    let (keeper, length) = (app.keeper.clone(), bytes.len() as u64);
+    let sent = move || keeper.report(Event::BootloaderSent { mac, file: parsed.file, bytes: length });
+    files::respond(method, headers, Content::Memory(bytes), sent).await.map_err(|e| unreadable(&e))
+}
+
+fn unreadable(error: &io::Error) -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the file cannot be read: {error}"))
+}

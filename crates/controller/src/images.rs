@@ -1,0 +1,339 @@
+//! Images: the registry is the truth; what it holds is seeded, tracked, and
+//! told to the keeper.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use bytes::{Buf, Bytes};
+use fleet::deployment::ImageInfo;
+use fleet::ids::{ImageName, Millis};
+use futures_util::{Stream, StreamExt};
+use image::{FileSource, Format, Image, ImportOptions, Registry};
+use swarm::tracker::{Tracker, TrackerPolicy};
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use transport::bittorrent::{Listener, Seeder};
+use wire::announce::{AnnounceRequest, AnnouncedPeer, Answer, Event as Announced, decode_scrape_query, encode_scrape};
+use wire::metainfo::InfoHash;
+use wire::peer::PeerId;
+
+/// Imports at the same time; each hashes with all cores.
+const IMPORTS: usize = 2;
+/// An upload that sends nothing for this long is given up.
+const STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a refused upload is still read, so that its sender
+/// gets to read why.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why an image was not imported, served or removed.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The registry refuses or fails.
+    #[error(transparent)]
+    Registry(#[from] image::Error),
+    /// The seeder refuses or fails.
+    #[error(transparent)]
+    Seeder(#[from] transport::Error),
+    /// Too many imports at once.
+    #[error("{IMPORTS} imports are under way already; try again when one has ended")]
+    Busy,
+    /// An image without a digest cannot be proved after it was booted.
+    #[error("image `{0}` has no digest; import it again")]
+    NoDigest(String),
+    /// A defect of this program.
+    #[error("the work on an image ended unexpectedly; please report this")]
+    Defect,
+}
+
+/// The registry, what is served of it, and who is in its swarms.
+pub struct Images {
+    registry: Registry,
+    seeder: Seeder,
+    tracker: Mutex<Tracker>,
+    served: RwLock<BTreeMap<ImageName, Served>>,
+    imports: Arc<Semaphore>,
+    began: Instant,
+    announce_url: String,
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// An image that is served.
+struct Served {
+    info_hash: InfoHash,
+    seeder: PeerId,
+    manifest: Bytes,
+    torrent: Bytes,
+}
+
+impl Images {
+    /// Opens the registry and serves all that is in it. `advertise` is where
+    /// nodes find the seeder when `listener` listens on all addresses.
+    ///
+    /// # Errors
+    /// When the registry cannot be opened. A damaged image is left out, with a
+    /// warning.
+    pub async fn open(
+        folder: PathBuf,
+        listener: Listener,
+        advertise: SocketAddrV4,
+        stop: CancellationToken,
+    ) -> Result<(Self, Vec<ImageInfo>), ImageError> {
+        let (registry, entries) = blocking(move || {
+            let registry = Registry::open(folder)?;
+            let entries = registry.list()?;
+            Ok((registry, entries))
+        })
+        .await?;
+        let port = listener.address().port();
+        let address = match listener.address().ip() {
+            ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(*advertise.ip()), port),
+            ip => SocketAddr::new(ip, port),
+        };
+        let images = Self {
+            registry,
+            seeder: Seeder::new(listener),
+            tracker: Mutex::new(Tracker::new(TrackerPolicy::default(), rand::random())),
+            served: RwLock::default(),
+            imports: Arc::new(Semaphore::new(IMPORTS)),
+            began: Instant::now(),
+            announce_url: format!("http://{advertise}/announce"),
+            address,
+            stop,
+        };
+        let mut known = Vec::new();
+        for entry in entries {
+            let serving = async { images.serve(entry.image?).await };
+            match serving.await {
+                Ok(info) => known.push(info),
+                Err(error) => tracing::warn!(image = %entry.name, %error, "this image is not served"),
+            }
+        }
+        Ok((images, known))
+    }
+
+    /// Takes an image in from a stream and serves it.
+    ///
+    /// # Errors
+    /// Nothing is left behind by any of them. The rest of the stream is still
+    /// read for a moment, in the background.
+    pub async fn import(
+        &self,
+        options: ImportOptions,
+        length_bytes: Option<u64>,
+        body: impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
+    ) -> Result<ImageInfo, ImageError> {
+        let (chunks, reader) = mpsc::channel(16);
+        tokio::spawn(pump(body, chunks));
+        let _slot = Arc::clone(&self.imports).try_acquire_owned().map_err(|_| ImageError::Busy)?;
+        let (registry, stop) = (self.registry.clone(), self.stop.clone());
+        let image = blocking(move || {
+            let mut upload = Upload { chunks: reader, present: Bytes::new() };
+            registry.import_stream(&mut upload, length_bytes, &options, &mut |_, _| {
+                if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        })
+        .await?;
+        self.serve(image).await
+    }
+
+    /// Ceases to serve an image and removes it from the registry.
+    ///
+    /// # Errors
+    /// When it cannot be removed; it is served again then.
+    pub async fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
+        let served = self.served.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(served) = served {
+            self.tracker().retire(&served.info_hash);
+            if let Err(error) = self.seeder.retract(served.info_hash).await {
+                tracing::warn!(image = %name, %error, "the image was not served to the end");
+            }
+        }
+        let (registry, wanted) = (self.registry.clone(), name.clone());
+        let removed = blocking(move || registry.remove(&wanted)).await;
+        if removed.is_err() {
+            let (registry, wanted) = (self.registry.clone(), name.clone());
+            if let Ok(image) = blocking(move || registry.get(&wanted)).await {
+                self.serve(image).await?;
+            }
+        }
+        removed
+    }
+
+    /// The manifest of an image, as JSON.
+    #[must_use]
+    pub fn manifest(&self, name: &ImageName) -> Option<Bytes> {
+        self.served.read().unwrap_or_else(PoisonError::into_inner).get(name).map(|served| served.manifest.clone())
+    }
+
+    /// The .torrent with this info-hash, in hexadecimal, for ordinary clients.
+    #[must_use]
+    pub fn torrent(&self, info_hash: &str) -> Option<Bytes> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.values().find(|served| served.info_hash.to_string() == info_hash).map(|served| served.torrent.clone())
+    }
+
+    /// Payload that the seeder has sent since the start, in bytes, by image.
+    #[must_use]
+    pub fn seeded_bytes(&self) -> BTreeMap<String, u64> {
+        let sent: BTreeMap<InfoHash, u64> =
+            self.seeder.progress().into_iter().map(|(hash, progress)| (hash, progress.bytes_up)).collect();
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |served: &Served| sent.get(&served.info_hash).copied().unwrap_or(0);
+        served.iter().map(|(name, served)| (name.to_string(), of(served))).collect()
+    }
+
+    /// Answers an announce that came from `remote`. The seeder is told of
+    /// first: it has everything.
+    #[must_use]
+    pub fn announce(&self, query: &str, remote: IpAddr) -> Vec<u8> {
+        let request = match AnnounceRequest::decode_query(query) {
+            Ok(request) => request,
+            Err(error) => return encoded(&Answer::Failure(error.to_string()), true),
+        };
+        let taken = self.tracker().announce(self.began.elapsed(), &request, remote.to_canonical());
+        let answer = match taken {
+            Ok(mut response) => {
+                if request.left > 0 && request.event != Some(Announced::Stopped) {
+                    response.peers.insert(0, self.seeder_of(request.info_hash));
+                }
+                Answer::Peers(response)
+            }
+            Err(refusal) => Answer::Failure(refusal.to_string()),
+        };
+        encoded(&answer, request.compact)
+    }
+
+    /// Answers a scrape (BEP 48); without an info-hash, of all images.
+    #[must_use]
+    pub fn scrape(&self, query: &str) -> Vec<u8> {
+        let refuse = |why: String| encoded(&Answer::Failure(why), true);
+        let mut wanted = match decode_scrape_query(query) {
+            Ok(wanted) => wanted,
+            Err(error) => return refuse(error.to_string()),
+        };
+        let now = self.began.elapsed();
+        let mut tracker = self.tracker();
+        if wanted.is_empty() {
+            wanted = tracker.torrents().copied().collect();
+        }
+        let found: Vec<_> = wanted.into_iter().filter_map(|hash| Some((hash, tracker.scrape(now, &hash)?))).collect();
+        encode_scrape(&found).unwrap_or_else(|error| refuse(error.to_string()))
+    }
+
+    async fn serve(&self, image: Image) -> Result<ImageInfo, ImageError> {
+        let announce = vec![self.announce_url.clone()];
+        let (image, source, torrent, info) = blocking(move || {
+            let source = FileSource::open(&image.disk_path(), Arc::clone(&image.manifest))?;
+            let torrent = image.torrent(&announce)?;
+            let info = info(&image);
+            Ok((image, source, torrent, info))
+        })
+        .await?;
+        let info = info.ok_or_else(|| ImageError::NoDigest(image.manifest.name().to_owned()))?;
+        // The seeder is in every announce answer; it need not announce itself.
+        let published = self.seeder.publish(Arc::clone(&image.manifest), Arc::new(source), Vec::new())?;
+        self.tracker().register(published.info_hash);
+        let served = Served {
+            info_hash: published.info_hash,
+            seeder: published.peer_id,
+            manifest: image.manifest.to_json().into(),
+            torrent: torrent.into(),
+        };
+        self.served.write().unwrap_or_else(PoisonError::into_inner).insert(info.name.clone(), served);
+        Ok(info)
+    }
+
+    fn seeder_of(&self, info_hash: InfoHash) -> AnnouncedPeer {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        let peer_id = served.values().find(|served| served.info_hash == info_hash).map(|served| served.seeder);
+        AnnouncedPeer { address: self.address, peer_id }
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the fleet knows of an image; nothing without a digest.
+fn info(image: &Image) -> Option<ImageInfo> {
+    let manifest = &image.manifest;
+    let sealed = std::fs::metadata(image.disk_path()).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH);
+    let milliseconds = sealed.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    Some(ImageInfo {
+        name: manifest.name().parse().ok()?,
+        digest: manifest.digest()?,
+        size_bytes: manifest.size_bytes(),
+        used_bytes: manifest.payload_bytes(),
+        piece_size: manifest.piece_size_bytes(),
+        infohash: manifest.infohash()?.to_string(),
+        sealed_at: Millis(u64::try_from(milliseconds).unwrap_or(u64::MAX)),
+    })
+}
+
+/// Encoding can only fail for values that are not made here.
+fn encoded(answer: &Answer, compact: bool) -> Vec<u8> {
+    answer.encode(compact).unwrap_or_default()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, image::Error> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Defect)?.map_err(ImageError::Registry)
+}
+
+/// Carries an upload to the thread that writes it; when that thread has given
+/// up, reads on for a moment.
+async fn pump(mut body: impl Stream<Item = io::Result<Bytes>> + Unpin, chunks: mpsc::Sender<io::Result<Bytes>>) {
+    loop {
+        let next = tokio::time::timeout(STALL, body.next()).await.unwrap_or_else(|_| {
+            let why = format!("nothing arrived for {} s", STALL.as_secs());
+            Some(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
+        });
+        let Some(next) = next else { return };
+        let broken = next.is_err();
+        if chunks.send(next).await.is_err() {
+            let rest = async { while let Some(Ok(_)) = body.next().await {} };
+            // Whether it ends or not, nobody wants the rest.
+            let _ = tokio::time::timeout(DRAIN, rest).await;
+            return;
+        }
+        if broken {
+            return;
+        }
+    }
+}
+
+/// An upload as a blocking reader.
+struct Upload {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    present: Bytes,
+}
+
+impl Read for Upload {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.present.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.present = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = self.present.len().min(buffer.len());
+        self.present.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// The format that a request names.
+///
+/// # Errors
+/// The sentence names the formats there are.
+pub fn format(text: Option<&str>) -> Result<Option<Format>, String> {
+    text.map(str::parse).transpose()
+}
