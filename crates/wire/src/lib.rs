@@ -1,0 +1,9 @@
+//! Bytes to types and back for every protocol Rackswarm speaks. No state, no
+//! time, and no allocation that a peer's claim can inflate.
+
+pub mod announce;
+pub mod bencode;
+pub mod dhcp;
+pub mod metainfo;
+pub mod peer;
+pub mod tftp;
