@@ -1,0 +1,197 @@
+//! Tells the controller what happens, in order.
+//!
+//! What moves the node's life is sent again until it is accepted. Progress is
+//! only worth its newest value: while the controller is away it is replaced,
+//! not queued. Silence would mean death, so the agent says that it is alive
+//! when there is nothing else to say. A refusal means that the attempt is over,
+//! and stops everything.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use api::agent::{Report, ReportKind};
+use api::client::{Client, ClientError};
+use fleet::ids::Attempt;
+use fleet::node::Progress;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{self, Instant};
+
+use crate::Stop;
+
+/// Two progress reports.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
+/// Silence after which the agent says that it is alive; the controller gives
+/// up after 60 s by default.
+const ALIVE_PAUSE: Duration = Duration::from_secs(5);
+
+/// The way to the controller. Cheap to clone; any thread may tell.
+#[derive(Debug, Clone)]
+pub(crate) struct Reporter {
+    important: mpsc::UnboundedSender<Item>,
+    progress: watch::Sender<Option<Progress>>,
+}
+
+type Item = (ReportKind, oneshot::Sender<()>);
+
+impl Reporter {
+    /// Starts telling. Ends when the task is aborted or every clone is gone.
+    pub(crate) fn start(client: Client, attempt: Attempt, stop: Stop) -> (Self, JoinHandle<()>) {
+        let (important, items) = mpsc::unbounded_channel();
+        let (progress, newest) = watch::channel(None);
+        let sender = Sender { client, attempt, stop };
+        (Self { important, progress }, tokio::spawn(sender.run(items, newest)))
+    }
+
+    /// Tells something that matters. The answer comes when it is accepted, or
+    /// fails when it never will be.
+    pub(crate) fn tell(&self, kind: ReportKind) -> oneshot::Receiver<()> {
+        let (accepted, answer) = oneshot::channel();
+        // With no task left the answer fails by itself.
+        let _ = self.important.send((kind, accepted));
+        answer
+    }
+
+    /// Replaces the progress that is told next.
+    pub(crate) fn progress(&self, progress: Progress) {
+        self.progress.send_replace(Some(progress));
+    }
+}
+
+struct Sender {
+    client: Client,
+    attempt: Attempt,
+    stop: Stop,
+}
+
+impl Sender {
+    async fn run(self, mut items: mpsc::UnboundedReceiver<Item>, mut newest: watch::Receiver<Option<Progress>>) {
+        let mut waiting: VecDeque<Item> = VecDeque::new();
+        let mut pauses = Pauses::default();
+        let mut next_progress = Instant::now();
+        let mut alive_at = Instant::now() + ALIVE_PAUSE;
+        loop {
+            let retry = async {
+                match waiting.is_empty() {
+                    true => std::future::pending().await,
+                    false => time::sleep_until(pauses.until).await,
+                }
+            };
+            let progressed = async {
+                // An error: the reporter is gone, and `items` says so too.
+                if newest.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                time::sleep_until(next_progress).await;
+            };
+            tokio::select! {
+                biased;
+                item = items.recv() => match item {
+                    Some(item) => waiting.push_back(item),
+                    None => return,
+                },
+                () = retry => {
+                    let Some((kind, _)) = waiting.front() else { continue };
+                    match self.send(kind.clone()).await {
+                        Sent::Yes => {
+                            pauses = Pauses::default();
+                            if let Some((_, accepted)) = waiting.pop_front() {
+                                let _ = accepted.send(());
+                            }
+                        }
+                        Sent::Later => pauses.grow(),
+                        Sent::Never => return,
+                    }
+                    alive_at = Instant::now() + ALIVE_PAUSE;
+                }
+                () = progressed, if waiting.is_empty() => {
+                    let progress = *newest.borrow_and_update();
+                    if let Some(progress) = progress
+                        && matches!(self.send(ReportKind::Progress(progress)).await, Sent::Never)
+                    {
+                        return;
+                    }
+                    next_progress = Instant::now() + PROGRESS_PAUSE;
+                    alive_at = Instant::now() + ALIVE_PAUSE;
+                }
+                () = time::sleep_until(alive_at), if waiting.is_empty() => {
+                    if matches!(self.send(ReportKind::Alive).await, Sent::Never) {
+                        return;
+                    }
+                    alive_at = Instant::now() + ALIVE_PAUSE;
+                }
+            }
+        }
+    }
+
+    async fn send(&self, what: ReportKind) -> Sent {
+        match self.client.report(&Report { attempt: self.attempt, what }).await {
+            // It was accepted; only the answer is strange.
+            Ok(()) | Err(ClientError::NotUnderstood { .. }) => Sent::Yes,
+            Err(ClientError::Refused { error, .. }) => {
+                self.stop.set(&error);
+                Sent::Never
+            }
+            Err(_) => Sent::Later,
+        }
+    }
+}
+
+enum Sent {
+    Yes,
+    Later,
+    Never,
+}
+
+/// Pauses between tries that double up to a limit, with up to half as much
+/// again by chance, so that a thousand machines do not return at once.
+#[derive(Debug)]
+pub(crate) struct Pauses {
+    until: Instant,
+    next: Duration,
+    longest: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self::up_to(Duration::from_secs(5))
+    }
+}
+
+impl Pauses {
+    /// Pauses from half a second up to `longest`.
+    pub(crate) fn up_to(longest: Duration) -> Self {
+        Self { until: Instant::now(), next: Duration::from_millis(500), longest }
+    }
+
+    fn grow(&mut self) {
+        self.until = Instant::now() + self.next.mul_f64(1.0 + rand::random_range(0.0..0.5));
+        self.next = (self.next * 2).min(self.longest);
+    }
+
+    /// Waits for the next pause.
+    pub(crate) async fn wait(&mut self) {
+        self.grow();
+        time::sleep_until(self.until).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_to_their_limit() {
+        let mut pauses = Pauses::up_to(Duration::from_secs(4));
+        let mut waited = Vec::new();
+        for _ in 0..6 {
+            let before = Instant::now();
+            pauses.wait().await;
+            waited.push(before.elapsed().as_millis());
+        }
+        for (waited, least) in waited.into_iter().zip([500, 1000, 2000, 4000, 4000, 4000]) {
+            assert!((least..=least * 3 / 2 + 1).contains(&waited), "{waited} for {least}");
+        }
+    }
+}
