@@ -39,7 +39,7 @@ Exit status: 0 when it is done, 1 when it failed (a sentence on standard error s
 
 /// Turns racks of bare machines into running, verified systems.
 #[derive(Debug, Parser)]
-#[command(name = "rackswarm", version, max_term_width = 110, after_help = EXAMPLES, propagate_version = true)]
+#[command(name = "rackswarm", version, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     connection: Connection,
