@@ -53,7 +53,9 @@ impl Server {
             let _ = stopped.await;
         }));
         eventually("the operator token", || async { token_file.exists().then_some(()) }).await;
-        Self { config: config.clone(), address, stop, task }
+        let server = Self { config: config.clone(), address, stop, task };
+        eventually("an answer", || async { server.operator().status().await.ok() }).await;
+        server
     }
 
     /// Ends it in an orderly way; must be quick.
