@@ -70,7 +70,9 @@ pub enum Output {
     Dial(SocketAddr),
     /// Send this message.
     Say(Peer, Message),
-    /// Read this block from storage and send it; answer with `Sent`.
+    /// Read this block from storage and send it; answer with `Sent` when the
+    /// socket has taken it. The order of service is decided here, so a driver
+    /// keeps what is unsent in its sockets short (`TCP_NOTSENT_LOWAT`).
     Send(Peer, Block),
     /// The bytes that just arrived are wanted: put them into their piece.
     /// Without this output they are to be thrown away.

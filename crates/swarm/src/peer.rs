@@ -35,6 +35,8 @@ pub(crate) struct Link {
     /// When it last made progress on what it owes us.
     pub(crate) owed_since: Duration,
     pub(crate) snubbed: bool,
+    /// The block that a snubbed peer was asked for to see whether it answers.
+    pub(crate) probe: Option<Place>,
     pub(crate) on_parole: bool,
     stale: VecDeque<Place>,
 
@@ -52,6 +54,7 @@ pub(crate) struct Link {
     /// Since when requests of it have been waiting without service.
     pub(crate) waiting_since: Duration,
 
+    proven: bool,
     received: Meter,
     sent: Meter,
 }
@@ -88,6 +91,7 @@ impl Link {
             outstanding: Vec::new(),
             owed_since: now,
             snubbed: false,
+            probe: None,
             on_parole: false,
             stale: VecDeque::new(),
             wants_us: false,
@@ -98,6 +102,7 @@ impl Link {
             stalled: false,
             served: 0,
             waiting_since: now,
+            proven: false,
             received: Meter::default(),
             sent: Meter::default(),
         }
@@ -107,14 +112,23 @@ impl Link {
         Asker { peer, has: &self.has, outstanding: &self.outstanding, on_parole: self.on_parole }
     }
 
-    /// Requests that may be outstanding: a snubbed peer has to show first that
-    /// it still answers.
-    pub(crate) fn window(&self, pipeline: usize) -> usize {
-        match (self.chokes_us, self.snubbed) {
-            (true, _) => 0,
-            (false, true) => 1,
-            (false, false) => pipeline,
+    /// Requests that may be outstanding. A snubbed peer gets none that others
+    /// would wait for; one that never delivered takes at most an eighth of
+    /// the memory for unverified blocks, so mute peers cannot fill it one
+    /// after the other.
+    pub(crate) fn window(&self, pipeline: usize, memory_blocks: usize) -> usize {
+        if self.chokes_us || self.snubbed {
+            0
+        } else if self.proven {
+            pipeline
+        } else {
+            pipeline.min((memory_blocks / 8).max(1))
         }
+    }
+
+    /// It owes us blocks, or at least a sign of life.
+    pub(crate) fn owes(&self) -> bool {
+        self.snubbed || !self.outstanding.is_empty()
     }
 
     /// Removes an outstanding request; false when there is none.
@@ -137,7 +151,13 @@ impl Link {
         at.and_then(|at| self.stale.remove(at)).is_some()
     }
 
+    /// It delivered something of use.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
     pub(crate) fn count_received(&mut self, bytes: u32) {
+        self.proven = true;
         self.received.running += u64::from(bytes);
     }
 

@@ -50,6 +50,13 @@ pub(crate) struct Supply {
     pub(crate) contributors: BTreeMap<Peer, u32>,
 }
 
+/// A piece given up, and who supplied its blocks for nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Forgotten {
+    pub(crate) piece: u32,
+    pub(crate) supply: Supply,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Free,
@@ -123,6 +130,11 @@ impl Picker {
         self.active.len()
     }
 
+    /// Blocks that active pieces can have in all.
+    pub(crate) fn memory_blocks(&self) -> usize {
+        self.max_active.saturating_mul(self.shape.blocks(0) as usize)
+    }
+
     /// No other piece can be begun before one is verified or given up.
     pub(crate) fn is_full(&self) -> bool {
         self.active.len() >= self.max_active
@@ -147,7 +159,12 @@ impl Picker {
 
     /// The next block to ask this peer for, which is then asked. Pieces given
     /// up to make room are appended to `forgotten`.
-    pub(crate) fn pick(&mut self, asker: &Asker<'_>, chance: &mut Chance, forgotten: &mut Vec<u32>) -> Option<Place> {
+    pub(crate) fn pick(
+        &mut self,
+        asker: &Asker<'_>,
+        chance: &mut Chance,
+        forgotten: &mut Vec<Forgotten>,
+    ) -> Option<Place> {
         let piece = self
             .started_piece(asker)
             .or_else(|| self.begin_piece(asker, chance, forgotten))
@@ -171,7 +188,7 @@ impl Picker {
         })
     }
 
-    fn begin_piece(&mut self, asker: &Asker<'_>, chance: &mut Chance, forgotten: &mut Vec<u32>) -> Option<u32> {
+    fn begin_piece(&mut self, asker: &Asker<'_>, chance: &mut Chance, forgotten: &mut Vec<Forgotten>) -> Option<u32> {
         let suspect = self.suspect.iter().copied().find(|&piece| self.can_begin(asker, piece));
         let piece = suspect.or_else(|| self.rarest(asker.has, chance))?;
         if self.is_full() {
@@ -216,20 +233,19 @@ impl Picker {
     /// Memory is full: give up the piece with the fewest blocks that nobody
     /// is about to deliver and this peer cannot finish. Without this, pieces
     /// whose only holder died would block all others for ever.
-    fn make_room(&mut self, asker: &Asker<'_>) -> Option<u32> {
+    fn make_room(&mut self, asker: &Asker<'_>) -> Option<Forgotten> {
         let stuck = |piece: &u32| {
             let active = self.active.get(piece);
             active.is_some_and(|active| active.asked() == 0 && (!asker.has.contains(*piece) || !active.open_to(asker)))
         };
         let kept = |piece: &u32| self.active.get(piece).map_or(0, |active| active.kept);
         let piece = self.open.iter().copied().filter(stuck).min_by_key(kept)?;
-        self.give_up(piece);
-        Some(piece)
+        Some(self.give_up(piece))
     }
 
     /// A peer on parole may not add to pieces that others began; when nothing
     /// else is left, it begins one of them anew.
-    fn take_over(&mut self, asker: &Asker<'_>, forgotten: &mut Vec<u32>) -> Option<u32> {
+    fn take_over(&mut self, asker: &Asker<'_>, forgotten: &mut Vec<Forgotten>) -> Option<u32> {
         if !asker.on_parole {
             return None;
         }
@@ -237,10 +253,22 @@ impl Picker {
             asker.has.contains(*piece) && self.active.get(piece).is_some_and(|active| active.asked() == 0)
         };
         let piece = self.open.iter().copied().find(untouched)?;
-        self.give_up(piece);
-        forgotten.push(piece);
+        forgotten.push(self.give_up(piece));
         self.activate(piece, Some(asker.peer));
         Some(piece)
+    }
+
+    /// A block to ask a snubbed peer for, only to see whether it answers: it
+    /// stays free for others.
+    pub(crate) fn probe(&self, asker: &Asker<'_>) -> Option<Place> {
+        let missing = |active: &Active| active.slots.iter().position(|slot| !matches!(slot, Slot::Kept(_)));
+        let started = self
+            .active
+            .iter()
+            .filter(|(piece, active)| asker.has.contains(**piece) && active.open_to(asker))
+            .find_map(|(piece, active)| Some(Place { piece: *piece, index: missing(active)? as u32 }));
+        let other = || common_bits(asker.has.bits(), &self.idle, 0).next();
+        started.or_else(|| other().map(|piece| Place { piece, index: 0 }))
     }
 
     fn ask_free_block(&mut self, piece: u32) -> Option<Place> {
@@ -323,19 +351,20 @@ impl Picker {
 
     /// Gives up the unfinished pieces that only this peer might supply: half
     /// of a piece from somebody else would hide who lied. Their requests must
-    /// have been released. Returns the pieces.
-    pub(crate) fn disowned(&mut self, peer: Peer) -> Vec<u32> {
+    /// have been released.
+    pub(crate) fn disowned(&mut self, peer: Peer) -> Vec<Forgotten> {
         let owned = |active: &Active| active.owner == Some(peer) && !active.is_complete();
         let pieces: Vec<u32> =
             self.active.iter().filter(|(_, active)| owned(active)).map(|(piece, _)| *piece).collect();
-        pieces.iter().for_each(|&piece| self.give_up(piece));
-        pieces
+        pieces.into_iter().map(|piece| self.give_up(piece)).collect()
     }
 
-    fn give_up(&mut self, piece: u32) {
+    fn give_up(&mut self, piece: u32) -> Forgotten {
+        let supply = self.supply(piece);
         self.active.remove(&piece);
         self.open.remove(&piece);
         self.set_idle(piece, true);
+        Forgotten { piece, supply }
     }
 
     fn set_idle(&mut self, piece: u32, idle: bool) {
@@ -362,11 +391,10 @@ impl Picker {
     /// The piece failed verification and has to be fetched again; with several
     /// contributors from one peer alone.
     pub(crate) fn failed(&mut self, piece: u32) -> Supply {
-        let supply = self.supply(piece);
+        let Forgotten { supply, .. } = self.give_up(piece);
         if supply.contributors.len() > 1 {
             self.suspect.insert(piece);
         }
-        self.give_up(piece);
         supply
     }
 
@@ -418,7 +446,7 @@ mod tests {
     struct Bench {
         picker: Picker,
         chance: Chance,
-        forgotten: Vec<u32>,
+        forgotten: Vec<Forgotten>,
     }
 
     /// Pieces of four blocks.
@@ -525,7 +553,7 @@ mod tests {
         assert_eq!(place.piece, 1, "the suspect piece goes first");
         assert_eq!(bench.pick(A, &one, &[]), None, "and only one peer supplies it");
         bench.picker.released(place);
-        assert_eq!(bench.picker.disowned(B), [1]);
+        assert_eq!(bench.picker.disowned(B).iter().map(|given_up| given_up.piece).collect::<Vec<_>>(), [1]);
         assert_eq!(bench.pick(A, &one, &[]).unwrap().piece, 1);
     }
 
@@ -542,7 +570,8 @@ mod tests {
         }
         let taken = bench.pick_on_parole(B, &all).unwrap();
         assert_eq!((taken.piece, taken.index), (started.piece, 0), "nothing else is left: begun anew");
-        assert_eq!(bench.forgotten, [started.piece]);
+        let supply = Supply { contributors: BTreeMap::from([(A, BLOCK_BYTES)]) };
+        assert_eq!(bench.forgotten, [Forgotten { piece: started.piece, supply }]);
     }
 
     #[test]

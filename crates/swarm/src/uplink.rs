@@ -91,7 +91,8 @@ impl Uplink {
         for (peer, link) in links.iter().filter(|(peer, link)| self.can_take(link) && !busy(peer)) {
             let patient = now.saturating_sub(link.waiting_since) < self.patience;
             let Some(piece) = self.least_sent(link) else { continue };
-            let rank = (patient, self.begun[piece as usize], link.served);
+            let begun = if patient { self.begun[piece as usize] } else { 0 };
+            let rank = (patient, begun, link.served);
             if best.is_none_or(|(first, _, _)| rank < first) {
                 best = Some((rank, *peer, piece));
             }

@@ -144,6 +144,39 @@ fn a_mute_peer_costs_one_time_out_or_with_an_end_game_nothing() {
     }
 }
 
+/// With room for two pieces only, nothing that mute peers were asked for may
+/// hold the others up for more than one time-out.
+#[test]
+fn mute_peers_do_not_clog_a_small_memory() {
+    for choker in BOTH {
+        let full = || PieceSet::full(24);
+        let mut haves = vec![full(); 5];
+        haves.push(PieceSet::empty(24));
+        let policy = Policy { active_bytes: 0, ..policy(choker) };
+        let mut world = World::with(shape(24, 4), haves, MEGABYTE, &policy, 1);
+        for mute in [1, 2, 3, 4] {
+            world.nodes[mute].nature = Nature::Mute;
+        }
+        world.run(LONG);
+        assert!(world.now < Policy::default().request_timeout * 3, "{choker:?}: {:?}", world.now);
+    }
+}
+
+/// A seed that freezes is snubbed by everybody, and taken back by everybody.
+#[test]
+fn a_frozen_seed_is_used_again_when_it_thaws() {
+    for choker in BOTH {
+        let mut world = World::new(shape(24, 4), 3, MEGABYTE / 10.0, &policy(choker), 1);
+        world.run_while(Duration::from_secs(2), |_| true);
+        world.nodes[0].nature = Nature::Mute;
+        world.run_while(Duration::from_secs(50), |_| true);
+        assert!(!world.is_finished());
+        world.thaw(0);
+        world.run(Duration::from_secs(200));
+        assert_nobody_was_blamed(&world);
+    }
+}
+
 #[test]
 fn pieces_on_disk_are_never_fetched() {
     let shape = shape(64, 4);

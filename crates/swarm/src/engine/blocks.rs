@@ -4,7 +4,7 @@ use wire::peer::{BLOCK_BYTES, Block, Message};
 
 use super::Engine;
 use crate::io::{Output, Peer, Why};
-use crate::picker::{Arrival, Place};
+use crate::picker::{Arrival, Forgotten, Place, Supply};
 
 impl Engine {
     /// Asks a peer for as much as its window allows.
@@ -16,11 +16,11 @@ impl Engine {
         }
     }
 
-    /// Something may have become available to anybody; those that answer go
-    /// before those that do not.
+    /// Something may have become available to anybody. Those that delivered
+    /// before go first, lest one mute peer's work falls to the next.
     pub(super) fn refill_all(&mut self, out: &mut Vec<Output>) {
-        for snubbed in [false, true] {
-            let alike = self.links.iter().filter(|(_, link)| link.snubbed == snubbed);
+        for proven in [true, false] {
+            let alike = self.links.iter().filter(|(_, link)| link.is_proven() == proven);
             let peers: Vec<Peer> = alike.map(|(peer, _)| *peer).collect();
             peers.into_iter().for_each(|peer| self.request_more(peer, out));
         }
@@ -29,18 +29,37 @@ impl Engine {
     fn request_more(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let mut forgotten = Vec::new();
         while let Some(link) = self.links.get_mut(&peer) {
-            if link.wanted == 0 || link.outstanding.len() >= link.window(self.policy.pipeline_blocks) {
+            let window = link.window(self.policy.pipeline_blocks, self.picker.memory_blocks());
+            if link.wanted == 0 || link.outstanding.len() >= window {
                 break;
             }
             let place = self.picker.pick(&link.asker(peer), &mut self.chance, &mut forgotten);
-            out.extend(forgotten.drain(..).map(Output::Forget));
-            let Some(place) = place else { break };
-            if link.outstanding.is_empty() {
-                link.owed_since = self.now;
+            if let Some(place) = place {
+                if link.outstanding.is_empty() {
+                    link.owed_since = self.now;
+                }
+                link.outstanding.push(place);
             }
-            link.outstanding.push(place);
+            self.forget(&mut forgotten, out);
+            let Some(place) = place else { break };
             self.wake(self.now + self.policy.request_timeout);
             self.say(peer, Message::Request(self.shape.block(place.piece, place.index)), out);
+        }
+    }
+
+    /// What was kept of pieces given up was received for nothing.
+    fn forget(&mut self, forgotten: &mut Vec<Forgotten>, out: &mut Vec<Output>) {
+        for Forgotten { piece, supply } in forgotten.drain(..) {
+            self.spoil(&supply);
+            out.push(Output::Forget(piece));
+        }
+    }
+
+    fn spoil(&mut self, supply: &Supply) {
+        for (&peer, &bytes) in &supply.contributors {
+            if let Some((id, address)) = self.identity(peer) {
+                self.ledger.spoiled(id, address.ip(), bytes);
+            }
         }
     }
 
@@ -58,6 +77,7 @@ impl Engine {
         }
         link.owed_since = self.now;
         link.snubbed = false;
+        let probe = link.probe.take().filter(|probe| *probe != place);
         // On parole only pieces of its own count, and those are still asked.
         let arrival = if link.on_parole && !asked { Arrival::Wasted } else { self.picker.arrived(peer, place, asked) };
         match arrival {
@@ -74,7 +94,26 @@ impl Engine {
                 }
             }
         }
+        if let Some(probe) = probe {
+            self.say(peer, Message::Cancel(self.shape.block(probe.piece, probe.index)), out);
+        }
         self.refill(peer, out);
+    }
+
+    /// Asks a snubbed peer for one block, as a request already forgiven: the
+    /// block may come, and nobody counts on it.
+    pub(super) fn probe(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.owed_since = self.now;
+        self.wake(self.now + self.policy.request_timeout);
+        let Some(link) = self.links.get_mut(&peer).filter(|link| !link.chokes_us && link.wanted > 0) else { return };
+        let Some(place) = self.picker.probe(&link.asker(peer)) else { return };
+        let earlier = link.probe.replace(place);
+        link.forgive(place);
+        if let Some(earlier) = earlier {
+            self.say(peer, Message::Cancel(self.shape.block(earlier.piece, earlier.index)), out);
+        }
+        self.say(peer, Message::Request(self.shape.block(place.piece, place.index)), out);
     }
 
     /// Takes requests back that are no longer needed from anybody, and gives
@@ -104,7 +143,8 @@ impl Engine {
 
     pub(super) fn release(&mut self, peer: Peer, owed: &[Place], out: &mut Vec<Output>) {
         owed.iter().for_each(|&place| self.picker.released(place));
-        out.extend(self.picker.disowned(peer).into_iter().map(Output::Forget));
+        let mut forgotten = self.picker.disowned(peer);
+        self.forget(&mut forgotten, out);
     }
 
     pub(super) fn verified(&mut self, piece: u32, out: &mut Vec<Output>) {
@@ -169,11 +209,7 @@ impl Engine {
         }
         self.failed_pieces += 1;
         let supply = self.picker.failed(piece);
-        for (&peer, &bytes) in &supply.contributors {
-            if let Some((id, address)) = self.identity(peer) {
-                self.ledger.spoiled(id, address.ip(), bytes);
-            }
-        }
+        self.spoil(&supply);
         let mut contributors = supply.contributors.into_keys();
         match (contributors.next(), contributors.next()) {
             (Some(liar), None) => self.expose(liar, piece, out),

@@ -13,10 +13,7 @@ impl Engine {
         match message {
             Message::KeepAlive | Message::Extended { .. } | Message::Unknown { .. } => {}
             Message::Choke => self.choked(peer, out),
-            Message::Unchoke => {
-                link.chokes_us = false;
-                self.refill(peer, out);
-            }
+            Message::Unchoke => self.unchoked(peer, out),
             Message::Interested => self.interested(peer, out),
             Message::NotInterested => link.wants_us = false,
             Message::Have(piece) => self.peer_has(peer, piece, out),
@@ -38,8 +35,19 @@ impl Engine {
     fn choked(&mut self, peer: Peer, out: &mut Vec<Output>) {
         if let Some(link) = self.links.get_mut(&peer) {
             link.chokes_us = true;
+            link.probe = None;
             self.take_back(peer, out);
             self.refill_all(out);
+        }
+    }
+
+    fn unchoked(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.chokes_us = false;
+        if link.snubbed && link.probe.is_none() {
+            self.probe(peer, out);
+        } else {
+            self.refill(peer, out);
         }
     }
 

@@ -44,13 +44,19 @@ impl Engine {
         }
     }
 
+    /// A peer that owes us and does not answer loses its requests, and is
+    /// asked for one block now and then until it sends something.
     fn check_debts(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let Some(link) = self.links.get_mut(&peer) else { return };
-        if !link.outstanding.is_empty() && link.owed_since + self.policy.request_timeout <= self.now {
+        if !link.owes() || link.owed_since + self.policy.request_timeout > self.now {
+            return;
+        }
+        if !link.snubbed {
             link.snubbed = true;
             self.cancel_all_of(peer, out);
             self.refill_all(out);
         }
+        self.probe(peer, out);
     }
 
     fn choke_round(&mut self, out: &mut Vec<Output>) {

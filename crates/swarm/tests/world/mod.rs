@@ -48,6 +48,8 @@ pub(crate) struct Node {
     up_free: Duration,
     down_free: Duration,
     rng: u64,
+    /// Blocks that a mute node was told to send and did not.
+    withheld: Vec<(Peer, Block)>,
 }
 
 struct Link {
@@ -132,6 +134,7 @@ impl World {
             up_free: Duration::ZERO,
             down_free: Duration::ZERO,
             rng: seed ^ number as u64,
+            withheld: Vec::new(),
         };
         let mut world = World {
             nodes: haves.into_iter().enumerate().map(node).collect(),
@@ -171,6 +174,16 @@ impl World {
 
     pub(crate) fn revive_tracker(&mut self) {
         self.tracker_alive = true;
+    }
+
+    /// A mute node speaks again, beginning with what it held back.
+    pub(crate) fn thaw(&mut self, node: usize) {
+        self.nodes[node].nature = Nature::Honest;
+        for (peer, block) in std::mem::take(&mut self.nodes[node].withheld) {
+            if self.nodes[node].links.contains_key(&peer) {
+                self.send(node, peer, block);
+            }
+        }
     }
 
     pub(crate) fn kill_now(&mut self, node: usize) {
@@ -441,7 +454,7 @@ impl World {
         let link = self.nodes[node].links[&peer];
         let other = self.other(link, node);
         if self.nodes[node].nature == Nature::Mute {
-            return;
+            return self.nodes[node].withheld.push((peer, block));
         }
         let took = Duration::from_secs_f64(f64::from(block.length) * self.block_time);
         let left = self.nodes[node].up_free.max(self.now) + took;
