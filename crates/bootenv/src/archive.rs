@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::cache::{Cache, set_mode, sha256, write_whole};
 use crate::command::Run;
@@ -16,6 +17,9 @@ use crate::{Error, error::file};
 const LEVEL: i32 = 19;
 /// The most that an initramfs may hold when it is listed, in bytes: a bound against damaged files.
 const UNPACKED_BYTES: u64 = 4 << 30;
+
+/// How many compressed segments the cache keeps.
+const SEGMENTS_KEPT: usize = 24;
 
 const FOLDER: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -173,14 +177,33 @@ pub fn compress(segment: &[u8]) -> Result<Vec<u8>, Error> {
 /// When the cache cannot be read or written.
 pub fn compress_cached(cache: &Cache, segment: &[u8], progress: &dyn Fn(&str)) -> Result<Vec<u8>, Error> {
     let name = format!("{}-zstd{}-{LEVEL}", sha256(segment), zstd::zstd_safe::version_number());
-    let kept = cache.folder("segments")?.join(name);
+    let folder = cache.folder("segments")?;
+    let kept = folder.join(name);
     if kept.exists() {
+        // Its age is how long nobody has used it.
+        let used = fs::File::open(&kept).and_then(|segment| segment.set_modified(SystemTime::now()));
+        used.map_err(file("touch", &kept))?;
         return fs::read(&kept).map_err(file("read", &kept));
     }
     progress(&format!("compress {} MiB, once for these contents", segment.len() >> 20));
     let compressed = compress(segment)?;
     write_whole(&kept, &compressed)?;
+    forget_old(&folder)?;
     Ok(compressed)
+}
+
+/// Each new agent makes a new segment; only the latest ones are worth their space.
+fn forget_old(folder: &Path) -> Result<(), Error> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(folder).map_err(file("list", folder))?.flatten() {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        segments.push((modified.map_err(file("look at", entry.path()))?, entry.path()));
+    }
+    segments.sort();
+    for (_, path) in segments.iter().rev().skip(SEGMENTS_KEPT) {
+        fs::remove_file(path).map_err(file("remove", path))?;
+    }
+    Ok(())
 }
 
 /// Lists what an initramfs made by this crate holds, segment after segment.
@@ -281,6 +304,22 @@ mod tests {
         assert_eq!(fs::metadata(root.join("bin/tool")).unwrap().mode() & 0o7777, 0o755);
         assert_eq!(fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
         assert!(tree.write_to(&root).is_err());
+    }
+
+    #[test]
+    fn the_cache_keeps_the_latest_segments() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(root.path()).unwrap();
+        let first = compress_cached(&cache, b"first", &|_| ()).unwrap();
+        let old = fs::File::open(fs::read_dir(root.path().join("segments")).unwrap().next().unwrap().unwrap().path());
+        old.unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        for number in 0..SEGMENTS_KEPT {
+            compress_cached(&cache, &number.to_le_bytes(), &|_| ()).unwrap();
+        }
+        assert_eq!(fs::read_dir(root.path().join("segments")).unwrap().count(), SEGMENTS_KEPT);
+        let compressed_again = std::cell::Cell::new(false);
+        let again = compress_cached(&cache, b"first", &|_| compressed_again.set(true)).unwrap();
+        assert!(compressed_again.get() && again == first);
     }
 
     #[test]
