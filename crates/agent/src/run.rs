@@ -110,6 +110,11 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
         outcome = life.provision() => outcome,
         reason = life.stop.wait() => Err(Error::AttemptOver(reason)),
     };
+    // Whatever failed because everything was to stop, the reason is that of the stop.
+    let outcome = match life.stop.reason() {
+        Some(reason) => outcome.map_err(|_| Error::AttemptOver(reason)),
+        None => outcome,
+    };
     // Work on blocking threads looks at the word; nothing may go on writing.
     life.stop.set("the attempt has ended");
     if let Err(error) = &outcome {
