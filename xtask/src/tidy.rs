@@ -143,7 +143,8 @@ fn stated_directions(text: &str) -> Directions {
     for line in text.lines() {
         let line = line.trim().trim_start_matches(['-', '|', '*']).trim().trim_end_matches('|').trim();
         let Some((names, needs)) = line.split_once("->") else { continue };
-        if !names.trim().starts_with('`') {
+        let names = names.trim();
+        if !names.starts_with('`') || !names.ends_with('`') {
             continue;
         }
         let words = |text: &str| -> BTreeSet<String> {
@@ -307,8 +308,8 @@ mod tests {
 
     #[test]
     fn directions_are_compared_both_ways() {
-        let text =
-            "words\n`wire`, `fleet` -> nobody\n- `boot` -> wire, `fleet`\n| `gone` -> wire |\nnot `this` -> that\n";
+        let text = "words\n`wire`, `fleet` -> nobody\n- `boot` -> wire, `fleet`\n| `gone` -> wire |\nnot `this` -> that\n\
+                    `enrolled -> failed`\n";
         let tree = tree(&[("ARCHITECTURE.md", text)]);
         let real = Directions::from([
             ("wire".into(), set(&[])),

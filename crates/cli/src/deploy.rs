@@ -21,7 +21,8 @@ Examples:
   rackswarm deploy status d-3 --watch             follow one
   rackswarm deploy cancel d-3
 
-A node counts as running only when its booted system has proved which image it runs and from which disk.
+A node counts as running only when its booted system has proved which image it runs and from
+which disk.
 With --watch the exit status is 0 only when every node does.";
 
 /// What to deploy and where, or what to do with a deployment.

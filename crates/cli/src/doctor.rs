@@ -22,10 +22,12 @@ use crate::output::{self, Meaning, say};
 use crate::serve;
 
 const HELP: &str = "\
-Each finding says what was looked at, and what to do where something is wrong. Run it as root: as somebody else it sees less.
-The exit status is 1 when something must be fixed before `rackswarm serve` can work, and 0 when there are warnings only.
+Each finding says what was looked at, and what to do where something is wrong. Run it as root: as
+somebody else it sees less. The exit status is 1 when something must be fixed before
+`rackswarm serve` can work, and 0 when there are warnings only.
 
-It sends one DHCP DISCOVER from the interface of the configuration, as a new machine would, to find foreign DHCP servers.";
+It sends a DHCP DISCOVER from the interface of the configuration, as a new machine would, to find
+foreign DHCP servers.";
 
 /// What is looked at.
 #[derive(Debug, Args)]

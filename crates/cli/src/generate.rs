@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let folder = &arguments.out;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for (name, text) in [
-        ("openapi.json", openapi()?),
+        ("openapi.json", controller::openapi_json()),
         ("rackswarm.toml", controller::print_config()),
         ("commands.md", commands()),
         ("life.md", life()),
@@ -38,15 +38,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 pub(crate) fn print_openapi() -> Result<ExitCode> {
-    say(openapi()?.trim_end())?;
+    say(controller::openapi_json().trim_end())?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// With line breaks, so that a change shows as a change of lines.
-fn openapi() -> Result<String> {
-    let document: serde_json::Value =
-        serde_json::from_str(&controller::openapi_json()).context("the OpenAPI document is not JSON")?;
-    Ok(serde_json::to_string_pretty(&document)? + "\n")
 }
 
 /// The help of every command.

@@ -26,16 +26,17 @@ use connect::Connection;
 
 const EXAMPLES: &str = "\
 A first rack, step by step:
-  rackswarm serve --print-config > /etc/rackswarm.toml   what can be configured, with every default
-  rackswarm doctor --config /etc/rackswarm.toml          what is missing on this machine and its network
-  rackswarm bootenv build --out /var/lib/rackswarm/bootenv
-  rackswarm serve --config /etc/rackswarm.toml
+  rackswarm serve --print-config > /etc/rackswarm.toml   every key with its default
+  rackswarm doctor                                       what is missing here, and how to fix it
+  rackswarm bootenv build                                what machines boot over the network
+  rackswarm serve
   rackswarm rack set r1
-  rackswarm node add n1 --rack r1 --mac 52:54:00:12:34:56 --power 'ipmi://admin@10.0.0.7?password_file=/etc/rackswarm/bmc'
+  rackswarm node add n1 --rack r1 --mac 52:54:00:12:34:56 --power manual:
   rackswarm image import debian.qcow2 --name debian
   rackswarm deploy debian --rack r1 --watch
 
-Exit status: 0 when it is done, 1 when it failed (a sentence on standard error says why), 2 when the command line is wrong.";
+Exit status: 0 when it is done, 1 when it failed (a sentence on standard error says why),
+2 when the command line is wrong.";
 
 /// Turns racks of bare machines into running, verified systems.
 #[derive(Debug, Parser)]

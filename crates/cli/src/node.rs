@@ -78,7 +78,8 @@ Examples:
   rackswarm node add n1 --rack r1 --mac 52:54:00:12:34:56
       power is switched by hand; the only disk is written
   rackswarm node add n2 --rack r1 --mac 52:54:00:12:34:57 --disk-serial S3Z8NB0K \\
-      --power 'ipmi://admin@10.0.0.7?password_file=/etc/rackswarm/bmc' --network static:10.0.1.2/24,10.0.1.1,10.0.1.1";
+      --power 'ipmi://admin@10.0.0.7?password_file=/etc/rackswarm/bmc' \\
+      --network static:10.0.1.2/24,10.0.1.1,10.0.1.1";
 
 /// What may be said of a node.
 #[derive(Debug, Args)]

@@ -16,8 +16,9 @@ Examples:
   rackswarm image build debian --out web.raw --package nginx-light,rsync --size 3G
   rackswarm image build small --out small.raw
 
-It must run as root, since the system inside belongs to root; nothing is mounted where others would see it. The image boots by
-BIOS and UEFI and holds nothing of Rackswarm's. It is kept in the cache: building it again only copies it.";
+It must run as root, since the system inside belongs to root; nothing is mounted where others
+would see it. The image boots by BIOS and UEFI and holds nothing of Rackswarm's. It is kept in the
+cache: building it again only copies it.";
 
 /// What is made.
 #[derive(Debug, Args)]
