@@ -53,6 +53,7 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("aria2", For::Tests, "an ordinary BitTorrent client"),
     ("openipmi", For::Tests, "ipmi_sim, a simulated management controller"),
     ("ipmitool", For::Tests, "drives management controllers"),
+    ("postgresql", For::Tests, "the database that several controllers will share"),
     ("busybox-static", For::Tests, "the small image's only program"),
     ("tcpdump", For::Tests, "looks at packets when a test fails"),
     ("mount", For::Tests, "loop devices that stand for disks"),
