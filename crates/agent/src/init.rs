@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -24,11 +24,14 @@ use crate::{Error, console};
 
 /// Time to read the console before a machine that failed starts again.
 const PAUSE: Duration = Duration::from_secs(10);
-/// The same after a crash whose reason nobody has told yet.
+/// How long telling the controller of a crash may take.
 const CRASH_REPORT_LIMIT: Duration = Duration::from_secs(60);
-/// The same for a child that cannot be started at all.
+/// Time to read the console where the agent cannot even be started.
 const BROKEN_PAUSE: Duration = Duration::from_secs(60);
 
+/// Exit status of an agent whose end process 1 must report; 0 and 1 are ends
+/// that it has reported itself.
+const GAVE_UP: i32 = 3;
 /// Which attempt runs, for the report of a crash.
 const ATTEMPT: &str = "/run/rackswarm/attempt.json";
 /// What a panic said.
@@ -77,6 +80,12 @@ pub(crate) fn remember(server: &str, token: &Token, attempt: Attempt) {
     }
 }
 
+/// Ends the agent in the middle of whatever it does; process 1 tells why.
+pub fn give_up(reason: &str) -> ! {
+    let _ = write_secret(Path::new(PANIC), reason.as_bytes());
+    std::process::exit(GAVE_UP)
+}
+
 /// Keeps what a panic says for the report, besides printing it.
 pub fn keep_panics() {
     let print = std::panic::take_hook();
@@ -88,11 +97,16 @@ pub fn keep_panics() {
 
 fn mount_one(source: &str, target: &str, kind: &str) -> Result<(), Errno> {
     let _ = fs::create_dir_all(target);
-    match mount(source, target, kind, MountFlags::empty(), None) {
-        // The kernel may have mounted /dev itself.
-        Err(Errno::BUSY) => Ok(()),
-        other => other,
+    if is_mount_point(Path::new(target)) {
+        return Ok(());
     }
+    mount(source, target, kind, MountFlags::empty(), None)
+}
+
+/// Something may be there already: the kernel can mount /dev by itself.
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+    path.parent().is_some_and(|above| device(above) != device(path))
 }
 
 fn start_agent() -> Result<Pid, Error> {
@@ -137,7 +151,8 @@ impl Ended {
 fn after(ended: &Ended) {
     if let Ended::Crashed(how) = ended {
         let panic = fs::read_to_string(PANIC).unwrap_or_default();
-        let reason = format!("the agent crashed: {how}. {}", panic.trim());
+        let reason = format!("the agent ended unexpectedly, {how}: {}", panic.trim());
+        let reason = reason.trim_end_matches([':', ' ']).to_owned();
         tracing::error!("{reason}");
         report_crash(&reason);
     }
@@ -186,12 +201,9 @@ fn restart() -> ! {
     rustix::fs::sync();
     if let Err(errno) = reboot(RebootCommand::Restart) {
         tracing::error!("the machine does not restart: {}", std::io::Error::from(errno));
-        // Process 1 must not end; the kernel has another way.
-        let _ = fs::write("/proc/sysrq-trigger", "b");
     }
-    loop {
-        thread::park();
-    }
+    // Without its first process the kernel panics, and `panic=1` on its line restarts it.
+    std::process::exit(GAVE_UP)
 }
 
 fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

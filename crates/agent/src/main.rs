@@ -13,10 +13,11 @@ use fleet::disk::Disk;
 const GUARD: Duration = Duration::from_secs(70 * 60);
 
 fn main() -> ExitCode {
-    if init::is_first_process() {
-        init::supervise();
-    }
-    let mode = match args::parse(std::env::args().skip(1)) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let mode = match args::parse(words.clone()) {
+        // The kernel hands words of its command line that nobody knows to its first process.
+        Ok(Mode::Help) if words.is_empty() && init::is_first_process() => init::supervise(),
+        Err(_) if init::is_first_process() => init::supervise(),
         Ok(mode) => mode,
         Err(error) => {
             eprintln!("rackswarm-agent: {error}");
@@ -59,11 +60,7 @@ fn provision_machine() -> Result<(), Error> {
         source,
     })?;
     let watchdog = Watchdog::default();
-    watchdog.guard(GUARD, || {
-        tracing::error!("nothing went forward for {} min", GUARD.as_secs() / 60);
-        // Not 0 or 1, so that process 1 tells the controller.
-        std::process::exit(3);
-    });
+    watchdog.guard(GUARD, || init::give_up(&format!("nothing went forward for {} min", GUARD.as_secs() / 60)));
     provision(Options::from_kernel_line(&line)?, &watchdog)
 }
 

@@ -335,7 +335,9 @@ impl Ground {
         match self {
             Self::Trial { disks, .. } => Ok(disks.clone()),
             Self::Machine { devices, .. } => {
-                devices.settled(DISKS_QUIET, DISKS_LIMIT).await;
+                if !devices.settled(DISKS_QUIET, DISKS_LIMIT).await {
+                    tracing::warn!("devices still come and go after {} s", DISKS_LIMIT.as_secs());
+                }
                 blocking(|| {
                     let mut disks = View::default().disks();
                     contents::describe(&mut disks);
@@ -377,10 +379,7 @@ async fn register(client: &Client, url: &str, machine: &Register) -> Result<Assi
 }
 
 /// Asks again, with growing pauses, until the controller has an answer.
-async fn answered<T, F: Future<Output = Result<T, ClientError>>>(
-    url: &str,
-    ask: impl Fn() -> F,
-) -> Result<T, Error> {
+async fn answered<T, F: Future<Output = Result<T, ClientError>>>(url: &str, ask: impl Fn() -> F) -> Result<T, Error> {
     let deadline = Instant::now() + SILENT_LIMIT;
     let mut pauses = Pauses::up_to(ASK_PAUSE);
     let mut told = false;
