@@ -25,8 +25,11 @@ const TROUBLES: usize = 1_024;
 #[derive(Clone)]
 pub struct BootDirector {
     keeper: Keeper,
-    troubles: Arc<Mutex<BTreeMap<(Option<Mac>, String), Millis>>>,
+    troubles: Arc<Mutex<Troubles>>,
 }
+
+/// When each sentence about each machine was noted last.
+type Troubles = BTreeMap<(Option<Mac>, String), Millis>;
 
 impl BootDirector {
     /// A director over this keeper.

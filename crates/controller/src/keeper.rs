@@ -66,7 +66,7 @@ struct Told {
 }
 
 enum What {
-    Event(Event),
+    Event(Box<Event>),
     /// A remark for a machine's timeline that changes nothing.
     Remark {
         mac: Mac,
@@ -114,7 +114,7 @@ impl Keeper {
     /// when the store failed, [`Error::Stopping`] at the end.
     pub async fn tell(&self, event: Event) -> Result<Vec<Change>, Error> {
         let (reply, answer) = oneshot::channel();
-        let told = Told { what: What::Event(event), reply: Some(reply) };
+        let told = Told { what: What::Event(Box::new(event)), reply: Some(reply) };
         let both = async {
             self.shared.queue.send(told).await.map_err(|_| Error::Stopping)?;
             answer.await.map_err(|_| Error::Stopping)?
@@ -127,7 +127,7 @@ impl Keeper {
     /// event that finds the queue full is dropped and counted: the machine
     /// will ask again.
     pub fn report(&self, event: Event) {
-        self.enqueue(What::Event(event));
+        self.enqueue(What::Event(Box::new(event)));
     }
 
     /// Adds a remark to the timeline of the node that owns `mac`, if one does.
@@ -184,6 +184,12 @@ impl Keeper {
     /// Returns when something has changed since the last call.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
+    }
+
+    /// Events that found the queue full and were dropped.
+    #[must_use]
+    pub fn lost_total(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
     }
 
     /// This moment.

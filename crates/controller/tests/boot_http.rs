@@ -126,6 +126,8 @@ async fn loaders_are_served_for_http_boot_and_nothing_beside_them() {
     let head = reqwest::Client::new().head(&url).send().await.unwrap();
     assert_eq!(head.headers()["content-length"], "8");
     assert_eq!(reqwest::get(&url).await.unwrap().bytes().await.unwrap(), &b"a loader"[..]);
+    let shared = server.url("/boot/loader/snponly.efi");
+    assert_eq!(reqwest::get(&shared).await.unwrap().bytes().await.unwrap(), &b"a loader"[..]);
     eventually("the loader in the timeline", || async {
         let kinds = server.kinds("n1").await;
         kinds.iter().any(|kind| kind == "bootloader_sent" || kind == "unexpected").then_some(())

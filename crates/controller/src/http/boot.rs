@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use boot::decide::{self, BootDecision, INITRAMFS_FILE, KERNEL_FILE, Platform};
+use boot::dhcp::lines::LOADER_FOLDER;
 use boot::tftp::loaders::{LoaderName, NotServed};
 use fleet::change::Snapshot;
 use fleet::event::Event;
@@ -30,7 +31,11 @@ use crate::token;
 
 /// All routes of this file.
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/boot/{mac}/script", get(script)).route("/boot/{mac}/{*file}", get(file))
+    Router::new()
+        .route("/boot/{mac}/script", get(script))
+        .route("/boot/{mac}/{*file}", get(file))
+        // What a foreign DHCP server names; it cannot put each machine's MAC there.
+        .route(&format!("/boot/{LOADER_FOLDER}/{{*file}}"), get(shared_loader))
 }
 
 /// What iPXE puts into the address of its script; empty when it does not know.
@@ -47,7 +52,7 @@ async fn script(
     QueryPart(asked): QueryPart<Asked>,
 ) -> Result<Response, Problem> {
     let platform = Platform::from_query(&asked.platform);
-    let uuid: Option<Uuid> = asked.uuid.parse().ok();
+    let uuid = machine_uuid(&asked.uuid);
     let token = token::mint()?;
     let hash = token::hash(&token.0);
     if app.keeper.read(|state| state.snapshot().node_of(mac).is_none()) {
@@ -64,6 +69,12 @@ async fn script(
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text)
         .into_response())
+}
+
+/// The UUID that iPXE read from SMBIOS. Boards that were never given one say all
+/// zeros or all ones, which would make many machines one.
+fn machine_uuid(text: &str) -> Option<Uuid> {
+    text.parse().ok().filter(|uuid: &Uuid| !uuid.is_nil() && !uuid.is_max())
 }
 
 fn kernel_arguments(app: &App, mac: Mac, token: &str) -> Vec<String> {
@@ -99,7 +110,7 @@ async fn file(
     let content = match name.as_str() {
         KERNEL_FILE => environment_file(&app, mac, environment.join("vmlinuz")).await?,
         INITRAMFS_FILE => environment_file(&app, mac, environment.join("initramfs")).await?,
-        _ => return loader(&app, &method, &headers, mac, &name).await,
+        _ => return loader(&app, &method, &headers, Some(mac), &name).await,
     };
     let (keeper, bytes) = (app.keeper.clone(), content_bytes(&content));
     let sent = move || keeper.report(Event::KernelSent { mac, file: name, bytes });
@@ -128,8 +139,23 @@ async fn environment_file(app: &App, mac: Mac, path: PathBuf) -> Result<Content,
     })
 }
 
+async fn shared_loader(
+    State(app): State<App>,
+    method: Method,
+    headers: HeaderMap,
+    PathPart(name): PathPart<String>,
+) -> Result<Response, Problem> {
+    loader(&app, &method, &headers, None, &name).await
+}
+
 /// The first loader of UEFI HTTP boot, and what such a loader loads itself.
-async fn loader(app: &App, method: &Method, headers: &HeaderMap, mac: Mac, name: &str) -> Result<Response, Problem> {
+async fn loader(
+    app: &App,
+    method: &Method,
+    headers: &HeaderMap,
+    mac: Option<Mac>,
+    name: &str,
+) -> Result<Response, Problem> {
     let not_served = |why: NotServed| {
         let status = match why {
             NotServed::NotFound => StatusCode::NOT_FOUND,
@@ -142,10 +168,27 @@ async fn loader(app: &App, method: &Method, headers: &HeaderMap, mac: Mac, name:
     let parsed = LoaderName::parse(name).map_err(not_served)?;
     let bytes = loaders.read(&parsed).await.map_err(not_served)?;
     let (keeper, length) = (app.keeper.clone(), bytes.len() as u64);
-    let sent = move || keeper.report(Event::BootloaderSent { mac, file: parsed.file, bytes: length });
+    let sent = move || {
+        if let Some(mac) = mac {
+            keeper.report(Event::BootloaderSent { mac, file: parsed.file, bytes: length });
+        }
+    };
     files::respond(method, headers, Content::Memory(bytes), sent).await.map_err(|e| unreadable(&e))
 }
 
 fn unreadable(error: &io::Error) -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the file cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_without_a_uuid_has_none() {
+        for none in ["", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff", "x"] {
+            assert_eq!(machine_uuid(none), None, "{none}");
+        }
+        assert!(machine_uuid("4c4c4544-0042-3510-8056-b4c04f4e3332").is_some());
+    }
 }

@@ -6,6 +6,7 @@ mod boot;
 mod events;
 mod files;
 mod images;
+mod metrics;
 mod operator;
 mod problem;
 
@@ -95,7 +96,6 @@ impl App {
     }
 
     /// All routes.
-    #[must_use]
     pub fn router(&self) -> Router {
         let operators = operator_routes().route_layer(from_fn_with_state(self.clone(), auth::operators_only));
         let (router, _) = operators.merge(agent_routes()).split_for_parts();
@@ -111,7 +111,7 @@ impl App {
 }
 
 fn operator_routes() -> OpenApiRouter<App> {
-    operator::routes().merge(events::routes()).merge(images::routes())
+    operator::routes().merge(events::routes()).merge(images::routes()).merge(metrics::routes())
 }
 
 fn agent_routes() -> OpenApiRouter<App> {

@@ -156,6 +156,13 @@ impl SqlStore {
             .after_connect(move |connection, _| {
                 Box::pin(async move { connection.execute(engine.set_up()).await.map(drop) })
             })
+            // SQLite ends a transaction by itself when the disk is full. sqlx
+            // then takes the connection for one that is in a transaction for
+            // ever, so it is not used again. The ping lets a rollback that is
+            // still queued go first.
+            .after_release(|connection, _| {
+                Box::pin(async move { Ok(connection.ping().await.is_ok() && !connection.is_in_transaction()) })
+            })
             .connect_with(options);
         let open = async { connections.await.map_err(database(&place, "open")) };
         let pool = bounded(&place, "open", LIMIT, open).await?;
@@ -511,7 +518,13 @@ fn signed(value: u64) -> i64 {
 
 fn database(place: &str, doing: &'static str) -> impl Fn(sqlx::Error) -> Error {
     let place = place.to_owned();
-    move |cause| Error::Database { place: place.clone(), doing, cause: cause.to_string() }
+    move |cause| {
+        let mut cause = cause.to_string();
+        if cause.contains("disk is full") || cause.contains("No space left") {
+            cause.push_str("; make room on that disk, then try again");
+        }
+        Error::Database { place: place.clone(), doing, cause }
+    }
 }
 
 async fn bounded<T>(
