@@ -26,7 +26,7 @@ pub(crate) fn command(mut arguments: Arguments) -> Result<Ended> {
 
     let places = Places::find()?;
     step("Debian packages", || packages::install(For::Demo))?;
-    step("build rackswarm", prepare::build_rackswarm)?;
+    step("build rackswarm", || prepare::build_rackswarm("dev"))?;
     let agent = step("build the agent", || prepare::build_agent(&places))?;
     step("boot environment", || prepare::build_bootenv(&places, &agent))?;
     step("golden image", || prepare::build_image(&places, "debian", &places.golden()))?;

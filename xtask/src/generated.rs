@@ -16,7 +16,7 @@ pub(crate) fn command(mut arguments: Arguments) -> Result<Ended> {
     let check_only = arguments.flag("--check");
     arguments.finish()?;
     let places = Places::find()?;
-    prepare::build_rackswarm()?;
+    prepare::build_rackswarm("dev")?;
     if check_only {
         check(&places)?
     } else {

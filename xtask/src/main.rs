@@ -6,6 +6,7 @@ mod arguments;
 mod demo;
 mod fuzz;
 mod generated;
+mod install;
 mod packages;
 mod prepare;
 mod run;
@@ -29,6 +30,8 @@ usage: cargo xtask COMMAND
                                    b: one virtual machine for each way to boot and each fault
                                    c: ten virtual machines at once
                                    vm: b and c
+  install [--prefix DIR]           build rackswarm and its agent and put them into DIR/bin (default: /usr/local);
+          [--profile release|dev]  dev builds faster and runs slower
   tidy                             ARCHITECTURE.md, SPECIFICATION.md and the sources against each other
   generated [--check]              write docs/generated anew, or compare it
   fuzz [SECONDS] [TARGET]          every fuzz target, or one, for SECONDS each (default: 30)
@@ -55,6 +58,7 @@ fn dispatch(mut arguments: Arguments) -> Result<Ended> {
     match arguments.positional().as_deref() {
         Some("demo") => demo::command(arguments),
         Some("test") => test::command(arguments),
+        Some("install") => install::command(arguments),
         Some("tidy") => tidy::command(arguments),
         Some("generated") => generated::command(arguments),
         Some("fuzz") => fuzz::command(arguments),

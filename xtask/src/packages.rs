@@ -9,24 +9,26 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-/// Who needs a package.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who needs a package; each needs what stands before as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum For {
-    /// The demo, and the tests as well.
+    /// Whoever builds the program and uses it on machines of his own.
+    Use,
+    /// The demo.
     Demo,
-    /// Only the tests.
+    /// The tests.
     Tests,
 }
 
 /// Package, who needs it, what for.
 const PACKAGES: &[(&str, For, &str)] = &[
-    ("gcc", For::Demo, "linker; compiles the embedded database"),
-    ("libc6-dev", For::Demo, "headers for the same"),
-    ("musl-tools", For::Demo, "linker of the static agent"),
+    ("gcc", For::Use, "linker; compiles the embedded database"),
+    ("libc6-dev", For::Use, "headers for the same"),
+    ("musl-tools", For::Use, "linker of the static agent"),
     ("qemu-system-x86", For::Demo, "the virtual machines"),
-    ("qemu-utils", For::Demo, "reads qcow2 and other image formats"),
+    ("qemu-utils", For::Use, "reads qcow2 and other image formats"),
     ("ovmf", For::Demo, "UEFI firmware of the virtual machines"),
-    ("ipxe", For::Demo, "network boot loaders"),
+    ("ipxe", For::Use, "network boot loaders"),
     ("ipxe-qemu", For::Demo, "network ROMs of the virtual machines"),
     ("iproute2", For::Demo, "namespaces, bridges and taps"),
     ("mmdebstrap", For::Demo, "makes the golden image's file system"),
@@ -37,10 +39,10 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("grub-pc-bin", For::Demo, "boot loader of the golden image for BIOS"),
     ("grub-efi-amd64-bin", For::Demo, "boot loader of the golden image for UEFI"),
     ("grub-common", For::Demo, "puts both together"),
-    ("xz-utils", For::Demo, "unpacks kernel modules"),
+    ("xz-utils", For::Use, "unpacks kernel modules"),
     ("zstd", For::Demo, "packs the golden image's file system"),
     ("cpio", For::Demo, "looks into the initramfs"),
-    ("ca-certificates", For::Demo, "package downloads"),
+    ("ca-certificates", For::Use, "package downloads"),
     ("g++", For::Tests, "the fuzzer's runtime"),
     ("dnsmasq-base", For::Tests, "a foreign DHCP server, and a foreign client of ours"),
     ("isc-dhcp-server", For::Tests, "judges the lines that we write for it"),
@@ -127,10 +129,7 @@ fn missing(what_for: For) -> Result<Vec<(&'static str, &'static str)>> {
 }
 
 fn wanted(what_for: For) -> impl Iterator<Item = (&'static str, &'static str)> {
-    PACKAGES
-        .iter()
-        .filter(move |(_, by, _)| what_for == For::Tests || *by == what_for)
-        .map(|(name, _, why)| (*name, *why))
+    PACKAGES.iter().filter(move |(_, by, _)| *by <= what_for).map(|(name, _, why)| (*name, *why))
 }
 
 /// `apt-get` that asks nothing, prints little and waits for another one to end.
@@ -149,6 +148,7 @@ mod tests {
         let names: std::collections::BTreeSet<&str> = PACKAGES.iter().map(|(name, ..)| *name).collect();
         assert_eq!(names.len(), PACKAGES.len());
         assert_eq!(wanted(For::Tests).count(), PACKAGES.len());
+        assert!(wanted(For::Use).count() < wanted(For::Demo).count());
         assert!(wanted(For::Demo).count() < PACKAGES.len());
     }
 }

@@ -61,9 +61,9 @@ pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Builds the `rackswarm` program.
-pub(crate) fn build_rackswarm() -> Result<()> {
-    run::must(cargo().args(["build", "--locked", "-p", "rackswarm"]))
+/// Builds the `rackswarm` program in a profile of Cargo.toml.
+pub(crate) fn build_rackswarm(profile: &str) -> Result<()> {
+    run::must(cargo().args(["build", "--locked", "-p", "rackswarm", "--profile", profile]))
 }
 
 /// Builds the static agent and returns its path.
