@@ -21,7 +21,7 @@ use crate::keeper::Keeper;
 /// Power drivers at work at the same time. Each may be a process of its own.
 const JOBS: usize = 128;
 /// Between two plans, so that a storm of events costs few of them.
-const PACE: Duration = Duration::from_millis(20);
+const PACE: Duration = Duration::from_millis(50);
 /// A result that could not be stored is told again so many times, a second apart.
 const TELL_TRIES: u32 = 30;
 
