@@ -55,3 +55,27 @@ fn encode(event: &StreamEvent) -> Event {
         Event::default().comment(name)
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::body::to_bytes;
+    use axum::response::IntoResponse;
+    use tokio::sync::broadcast;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_that_it_missed_events_and_goes_on() {
+        let (sender, receiver) = broadcast::channel(2);
+        for name in ["n1", "n2", "n3", "n4"] {
+            sender.send(Arc::new(StreamEvent::NodeGone { name: name.parse().unwrap() })).unwrap();
+        }
+        drop(sender);
+        let body = Sse::new(stream::unfold(receiver, next)).into_response().into_body();
+        let text = String::from_utf8(to_bytes(body, 4096).await.unwrap().to_vec()).unwrap();
+        let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+        assert_eq!(names, ["missed", "node_gone", "node_gone"], "{text}");
+        assert!(text.contains("\"n3\"") && text.contains("\"n4\"") && !text.contains("\"n2\""), "{text}");
+    }
+}
