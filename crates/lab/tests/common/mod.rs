@@ -58,7 +58,7 @@ impl Site {
                 work(lab, client).await
             })
         });
-        result.unwrap().unwrap_or_else(|error| panic!("{error:#}"))
+        result.and_then(std::convert::identity).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -177,10 +177,9 @@ pub(crate) fn until(what: &str, limit: Duration, wish: impl Fn() -> bool) {
     }
 }
 
-/// Whether a share of the image, in per cent, has arrived on the node.
-pub(crate) fn has_fetched(node: &NodeView, percent: u64) -> bool {
-    node.progress
-        .is_some_and(|progress| progress.total_bytes > 0 && progress.done_bytes * 100 / progress.total_bytes >= percent)
+/// Whether a share of what travels of the image, in per cent, has arrived on the node. All-zero pieces do not count.
+pub(crate) fn has_received(node: &NodeView, image: &ImageView, percent: u64) -> bool {
+    node.progress.is_some_and(|progress| progress.received_bytes * 100 >= image.used_bytes * percent)
 }
 
 pub(crate) fn all_running(deployment: &DeploymentView) {
