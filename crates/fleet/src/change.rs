@@ -136,8 +136,11 @@ impl Snapshot {
 
     fn forget_macs(&mut self, name: &NodeName) {
         if let Some(old) = self.nodes.get(name) {
+            // Another node may own one of them by now.
             for mac in &old.macs {
-                self.macs.remove(mac);
+                if self.macs.get(mac) == Some(name) {
+                    self.macs.remove(mac);
+                }
             }
         }
     }

@@ -367,7 +367,11 @@ fn edit_node(snapshot: &Snapshot, now: Millis, name: &NodeName, edit: &NodeEdit)
     let mut draft = Draft::any_attempt(snapshot, now, name)?;
     change_node(snapshot, &mut draft.node, edit)?;
     draft.note("changed", "settings changed by an operator");
-    Ok(draft.finish())
+    // A stranger that showed itself through one of these MACs is this node.
+    let strangers = draft.node.macs.iter().filter_map(|m| snapshot.node_of(*m)).filter(|o| o.name != *name);
+    let mut changes: Vec<Change> = strangers.map(|o| Change::DropNode(o.name.clone())).collect();
+    changes.extend(draft.finish());
+    Ok(changes)
 }
 
 fn change_node(snapshot: &Snapshot, node: &mut Node, edit: &NodeEdit) -> Result<(), Refused> {
@@ -658,9 +662,10 @@ fn registered(
 ) -> Result<Vec<Change>, Refused> {
     let mut draft = Draft::of(snapshot, now, node, attempt)?;
     learn_uuid(&mut draft, uuid);
-    draft.advance(Cause::AgentRegistered, "agent_registered", text);
-    draft.node.pending_token = Some(token.clone());
-    draft.heard();
+    if draft.advance(Cause::AgentRegistered, "agent_registered", text) {
+        draft.node.pending_token = Some(token.clone());
+        draft.heard();
+    }
     Ok(draft.finish())
 }
 

@@ -230,6 +230,29 @@ fn a_stranger_becomes_the_node_that_is_added_with_its_mac() {
 }
 
 #[test]
+fn an_edit_that_takes_over_a_strangers_mac_keeps_it() {
+    let mut world = World::with_node();
+    let second = Mac([0x52, 0x54, 0, 0, 0, 2]);
+    world.take(Event::Sighted { mac: second, firmware: Some(Firmware::Bios), uuid: None }).unwrap();
+    assert_eq!(world.snapshot.nodes.len(), 2);
+    let edit = NodeEdit { macs: Some(vec![mac(), second]), ..NodeEdit::default() };
+    world.take(Event::EditNode { node: name(), edit }).unwrap();
+    assert_eq!(world.snapshot.nodes.len(), 1);
+    assert_eq!(world.snapshot.node_of(second).map(|n| &n.name), Some(&name()));
+}
+
+#[test]
+fn a_registration_out_of_turn_changes_no_token() {
+    let mut world = World::with_node();
+    world.to_stage(Stage::Rebooting);
+    let (attempt, before) = (world.node().attempt, world.node().pending_token.clone());
+    let late = Event::Registered { node: name(), attempt, uuid: None, token: hash("late"), text: "late".into() };
+    world.take(late).unwrap();
+    assert_eq!(world.node().pending_token, before);
+    assert_eq!(world.node().unexpected_total, 1);
+}
+
+#[test]
 fn cancelling_frees_the_node_for_another_image_and_refuses_the_old_agent() {
     let mut world = World::with_node();
     world.to_stage(Stage::Fetching);
