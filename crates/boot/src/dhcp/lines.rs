@@ -102,9 +102,10 @@ fn dnsmasq(site: &Site) -> String {
     text.push_str(
         "# iPXE: do not wait two seconds for a ProxyDHCP server.\n\
          dhcp-option-force=tag:rs-ipxe,encap:175,176,1b\n\
-         # Do not wait three seconds before each offer, and give no address twice when a rack starts.\n\
+         # Do not wait three seconds before each offer.\n\
          no-ping\n\
-         dhcp-sequential-ip\n",
+         # dnsmasq does not hold an address that it has only offered, so machines that start together may be offered\n\
+         # the same one: give each its own with dhcp-host=MAC,ADDRESS.\n",
     );
     text
 }
