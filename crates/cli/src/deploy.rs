@@ -109,13 +109,11 @@ pub(crate) async fn run(connection: &Connection, arguments: Arguments) -> Result
 }
 
 fn started(deployment: &DeploymentView) -> String {
-    let count = deployment.outcomes.len();
     format!(
-        "{} puts {} on {count} {}; follow it with: rackswarm deploy status {} --watch",
+        "{0} puts {1} on {2}; follow it with: rackswarm deploy status {0} --watch",
         deployment.id,
         deployment.image,
-        if count == 1 { "node" } else { "nodes" },
-        deployment.id
+        output::count(deployment.outcomes.len(), "node")
     )
 }
 

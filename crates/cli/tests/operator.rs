@@ -262,7 +262,7 @@ fn a_watched_deployment_survives_the_controller_and_ends_when_all_have_proved() 
 
     let (code, said, errors) = watch.end();
     assert_eq!(code, 0, "{said}\n{errors}");
-    assert!(said.contains("d-1: all 2 nodes run debian and have proved it"), "{said}");
+    assert!(said.contains("d-1: debian: all 2 nodes run it and have proved it"), "{said}");
     let status = server.run(&["deploy", "status", "d-1"]).ok();
     assert!(status.contains("running") && status.contains("done"), "{status}");
     assert!(server.run(&["deploy", "status"]).ok().contains("d-1"));

@@ -23,22 +23,44 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
             return vec![Finding::fail(CHECK, error.to_string(), "correct dhcp.interface in the configuration")];
         }
     };
-    let state = std::fs::read_to_string(format!("/sys/class/net/{name}/operstate")).unwrap_or_default();
-    vec![link(name, state.trim()), address(config, &interface)]
+    vec![link(name, &Link::read(name)), address(config, &interface)]
 }
 
-/// Drivers that do not tell their state say `unknown`, as the loopback does.
-fn link(name: &str, state: &str) -> Finding {
-    match state {
-        "up" | "unknown" => Finding::pass(CHECK, format!("{name} is up")),
-        "lowerlayerdown" | "dormant" => {
-            Finding::fail(CHECK, format!("{name} has no carrier ({state})"), "check the cable and the switch's port")
+/// What the kernel tells of an interface in /sys/class/net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link {
+    is_up: bool,
+    has_carrier: bool,
+    is_bridge: bool,
+}
+
+impl Link {
+    fn read(name: &str) -> Self {
+        let folder = std::path::Path::new("/sys/class/net").join(name);
+        let text = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        let flags = u32::from_str_radix(text("flags").trim().trim_start_matches("0x"), 16).unwrap_or(0);
+        Self {
+            // IFF_UP of netdevice(7).
+            is_up: flags & 1 == 1,
+            has_carrier: text("carrier").trim() == "1",
+            is_bridge: folder.join("bridge").is_dir(),
         }
-        _ => Finding::fail(
+    }
+}
+
+fn link(name: &str, link: &Link) -> Finding {
+    match link {
+        Link { is_up: false, .. } => {
+            Finding::fail(CHECK, format!("{name} is switched off"), format!("ip link set {name} up"))
+        }
+        Link { has_carrier: true, .. } => Finding::pass(CHECK, format!("{name} is up")),
+        // As long as all virtual machines behind it are off, that is so.
+        Link { is_bridge: true, .. } => Finding::warn(
             CHECK,
-            format!("{name} is not up (state `{state}`)"),
-            format!("ip link set {name} up, and check the cable; a bridge is down until it has a port that is up"),
+            format!("{name} is a bridge without a port that is up"),
+            "start a machine behind it, or give it a port: ip link set PORT master BRIDGE up",
         ),
+        _ => Finding::fail(CHECK, format!("{name} has no carrier"), "check the cable and the switch's port"),
     }
 }
 
@@ -99,8 +121,10 @@ mod tests {
 
     #[test]
     fn a_link_without_carrier_cannot_serve() {
-        assert_eq!(link("eth1", "up").verdict, Verdict::Pass);
-        assert_eq!(link("eth1", "down").verdict, Verdict::Fail);
-        assert_eq!(link("eth1", "lowerlayerdown").verdict, Verdict::Fail);
+        let verdict = |is_up, has_carrier, is_bridge| link("eth1", &Link { is_up, has_carrier, is_bridge }).verdict;
+        assert_eq!(verdict(true, true, false), Verdict::Pass);
+        assert_eq!(verdict(true, false, false), Verdict::Fail);
+        assert_eq!(verdict(true, false, true), Verdict::Warn);
+        assert_eq!(verdict(false, false, true), Verdict::Fail);
     }
 }

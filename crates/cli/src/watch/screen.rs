@@ -10,7 +10,7 @@ use fleet::ids::NodeName;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::board::{Board, Row};
-use crate::output::{moment, now, say, span};
+use crate::output::{count, moment, now, say, span};
 
 /// How often a log gets a line of summary while nothing else happens.
 const SUMMARY_EVERY: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ enum Kind {
 impl Screen {
     pub(super) fn new(board: &Board) -> Result<Self> {
         let deployment = board.deployment();
-        say(format_args!("{}: {} onto {} nodes", deployment.id, deployment.image, deployment.outcomes.len()))?;
+        say(format_args!("{}: {} onto {}", deployment.id, deployment.image, count(deployment.outcomes.len(), "node")))?;
         let kind = if std::io::stdout().is_terminal() && std::io::stderr().is_terminal() {
             bars(board)?
         } else {
@@ -141,13 +141,11 @@ pub(super) fn result(board: &Board) -> Result<ExitCode> {
         deployment.finished_at.map_or(Duration::ZERO, |end| Duration::from_millis(end.since(deployment.created_at)));
     let losses = board.losses();
     if losses.is_empty() {
-        say(format_args!(
-            "{}: all {} nodes run {} and have proved it, after {}",
-            deployment.id,
-            deployment.outcomes.len(),
-            deployment.image,
-            span(took)
-        ))?;
+        let nodes = match deployment.outcomes.len() {
+            1 => "its node runs it and has".to_owned(),
+            several => format!("all {several} nodes run it and have"),
+        };
+        say(format_args!("{}: {}: {nodes} proved it, after {}", deployment.id, deployment.image, span(took)))?;
         return Ok(ExitCode::SUCCESS);
     }
     say(format_args!("{}: {} after {}", deployment.id, board.summary(), span(took)))?;
