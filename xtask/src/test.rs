@@ -75,31 +75,32 @@ pub(crate) fn command(mut arguments: Arguments) -> Result<Ended> {
 fn run_tier(places: &Places, tier: &Tier, runner: Runner) -> Result<Ended> {
     if tier.name == "a" {
         check_sources(places)?;
+    }
+    // This also makes target/debug/rackswarm, with the features of the whole workspace: nothing is compiled twice.
+    step(&format!("compile the tests of tier {}", tier.name), || run::must(&mut runner.compile()))?;
+    if tier.name == "a" {
+        step("generated documents", || generated::check(places))?;
     } else {
         prepare_machines(places)?;
     }
-    step(&format!("compile the tests of tier {}", tier.name), || run::must(&mut runner.compile()))?;
     println!("==> tests of tier {}: {}", tier.name, tier.what);
     run::wait(&mut runner.tests(places, tier), Some(tier.limit))
 }
 
 fn check_sources(places: &Places) -> Result<()> {
     step("formatting", || run::must(cargo().args(["fmt", "--all", "--check"])))?;
-    step("lints", || {
-        let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
-        run::must(cargo().args(lints))
-    })?;
     step("tidy", || match tidy::check(&places.root)? {
         0 => Ok(()),
         count => bail!("tidy has {count} findings"),
     })?;
-    step("build rackswarm", || prepare::build_rackswarm("dev"))?;
-    step("generated documents", || generated::check(places))
+    step("lints", || {
+        let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        run::must(cargo().args(lints))
+    })
 }
 
 /// What the machines boot and what they are given.
 fn prepare_machines(places: &Places) -> Result<()> {
-    step("build rackswarm", || prepare::build_rackswarm("dev"))?;
     let agent = step("build the agent", || prepare::build_agent(places))?;
     step("boot environment", || prepare::build_bootenv(places, &agent))?;
     step("small image", || prepare::build_image(places, "small", &places.small()))
