@@ -61,7 +61,7 @@ impl World {
         &self.snapshot.deployments.values().next_back().unwrap().outcomes[&name()]
     }
 
-    fn to_stage(&mut self, stage: Stage) {
+    fn reach(&mut self, stage: Stage) {
         self.deploy("golden").unwrap();
         for event in path(self.node().attempt) {
             if self.node().stage == stage {
@@ -119,7 +119,7 @@ fn path(attempt: Attempt) -> Vec<Event> {
 #[test]
 fn the_main_path_ends_in_running_with_what_was_proved() {
     let mut world = World::with_node();
-    world.to_stage(Stage::Running);
+    world.reach(Stage::Running);
     let deployed = world.node().deployed.clone().unwrap();
     assert_eq!((deployed.digest, deployed.disk.as_str()), (digest_of("golden"), "serial:a"));
     assert_eq!(world.node().node_token, Some(hash("node")));
@@ -131,7 +131,7 @@ fn the_main_path_ends_in_running_with_what_was_proved() {
 #[test]
 fn a_proof_of_another_image_disk_or_attempt_is_refused() {
     let mut world = World::with_node();
-    world.to_stage(Stage::Rebooting);
+    world.reach(Stage::Rebooting);
     let attempt = world.node().attempt;
     let proof = |digest, disk: &str, attempt| Event::Proved { node: name(), attempt, digest, disk: disk.into() };
     for wrong in [
@@ -168,7 +168,7 @@ fn a_failed_attempt_is_followed_by_another_until_they_are_used_up() {
 #[test]
 fn a_refusal_that_would_repeat_is_not_repeated() {
     let mut world = World::with_node();
-    world.to_stage(Stage::AgentUp);
+    world.reach(Stage::AgentUp);
     let attempt = world.node().attempt;
     let reason = "2 disks match".to_owned();
     world.take(Event::StageFailed { node: name(), attempt, reason, retry: false }).unwrap();
@@ -180,7 +180,7 @@ fn a_refusal_that_would_repeat_is_not_repeated() {
 fn a_machine_that_restarts_in_the_middle_begins_its_next_attempt() {
     for stage in [Stage::AgentUp, Stage::Fetching, Stage::PostActions] {
         let mut world = World::with_node();
-        world.to_stage(stage);
+        world.reach(stage);
         let before = world.node().attempt;
         world.take(Event::ScriptAsked { mac: mac(), uuid: None, token: hash("second") }).unwrap();
         assert_eq!(world.node().stage, Stage::LoadingKernel);
@@ -193,7 +193,7 @@ fn a_machine_that_restarts_in_the_middle_begins_its_next_attempt() {
 fn a_written_machine_that_network_boots_again_is_sent_to_its_disk() {
     for stage in [Stage::Rebooting, Stage::Running] {
         let mut world = World::with_node();
-        world.to_stage(stage);
+        world.reach(stage);
         assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
         world.take(Event::ScriptAsked { mac: mac(), uuid: None, token: hash("x") }).unwrap();
         assert_eq!(world.node().stage, stage);
@@ -244,7 +244,7 @@ fn an_edit_that_takes_over_a_strangers_mac_keeps_it() {
 #[test]
 fn a_registration_out_of_turn_changes_no_token() {
     let mut world = World::with_node();
-    world.to_stage(Stage::Rebooting);
+    world.reach(Stage::Rebooting);
     let (attempt, before) = (world.node().attempt, world.node().pending_token.clone());
     let late = Event::Registered { node: name(), attempt, uuid: None, token: hash("late"), text: "late".into() };
     world.take(late).unwrap();
@@ -255,7 +255,7 @@ fn a_registration_out_of_turn_changes_no_token() {
 #[test]
 fn cancelling_frees_the_node_for_another_image_and_refuses_the_old_agent() {
     let mut world = World::with_node();
-    world.to_stage(Stage::Fetching);
+    world.reach(Stage::Fetching);
     let old = world.node().attempt;
     world.take(Event::Cancel(DeploymentId(1))).unwrap();
     assert_eq!(world.node().stage, Stage::Enrolled);
