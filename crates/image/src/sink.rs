@@ -295,6 +295,10 @@ impl PieceSink for DiskSink {
             false => sparse::write_over(&self.file, piece.offset(), piece.bytes()),
         };
         written.map_err(Error::device("write", &self.path, piece.offset()))?;
+        // Starts writing back at once (the pages are dirty, so they stay): a machine that loses power resumes with
+        // nearly all that it had, and the final sync has little left to do.
+        let length = (piece.bytes().len() as u64).try_into().ok();
+        let _ = rustix::fs::fadvise(&self.file, piece.offset(), length, Advice::DontNeed);
         self.have().insert(piece.index() as usize);
         Ok(())
     }

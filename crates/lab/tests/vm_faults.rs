@@ -41,8 +41,8 @@ fn vm_a_node_killed_while_it_fetches_comes_back_and_completes() {
         let node = node_is(&client, "node1", "it runs", WHOLE, |node| node.stage == Stage::Running).await?;
         assert_eq!(node.attempt, 2, "it needed a second attempt");
         let received = node.progress.expect("it fetched").received_bytes;
-        // How much of the first attempt is kept depends on what the guest's kernel had written back when it died.
-        assert!(received <= image.used_bytes * 11 / 10, "{received} bytes for an image of {}", image.used_bytes);
+        // At least 40 % had arrived; what the guest's kernel had not written back yet when it died comes again.
+        assert!(received <= image.used_bytes * 8 / 10, "{received} bytes for an image of {}", image.used_bytes);
         Ok(())
     });
     site.stop_server();
