@@ -25,7 +25,7 @@ impl Aria2 {
             .args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false"])
             .args(["--enable-peer-exchange=false", "--disable-ipv6=true", "--file-allocation=none"])
             .args(["--check-integrity=true", "--allow-overwrite=true", "--seed-ratio=0.0", "--summary-interval=0"])
-            .args(["--log-level=debug", "--console-log-level=error", "--bt-tracker-interval=2", "--bt-max-peers=20"])
+            .args(["--console-log-level=error", "--bt-tracker-interval=2", "--bt-max-peers=20"])
             .arg(format!("--seed-time={}", if seed { 60 } else { 0 }))
             .arg(format!("--stop={}", PATIENCE.as_secs() + 30))
             .arg(format!("--listen-port={port}"))
