@@ -5,10 +5,14 @@
 mod child;
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use api::client::{Client, ClientError};
+use api::operator::{ImageView, NewDeployment, NewNode, NodeSettings};
 use child::Controller;
 use common::{config, content, eventually, fake, mac};
+use fleet::deployment::DeploymentState;
 use fleet::life::Stage;
 use nix::sys::signal::Signal;
 
@@ -40,21 +44,9 @@ async fn a_killed_controller_continues_after_its_restart() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());
     let mut controller = Controller::start(&config).await;
-    let power = format!("fake:{}", fake("killed"));
-    let settings = api::operator::NodeSettings {
-        macs: Some(vec![mac(1)]),
-        power: Some(power),
-        ..api::operator::NodeSettings::default()
-    };
     let operator = controller.operator();
-    operator.add_node(&api::operator::NewNode { name: "n1".parse().unwrap(), settings }).await.unwrap();
-    let bytes = content(1);
-    let length = bytes.len() as u64;
-    let body = futures_util::stream::iter([Ok(bytes::Bytes::from(bytes))]);
-    operator.import_image("debian", Some("raw"), length, body).await.unwrap();
-    let wanted =
-        api::operator::NewDeployment { image: "debian".into(), nodes: vec!["n1".parse().unwrap()], racks: vec![] };
-    operator.deploy(&wanted).await.unwrap();
+    prepare(&operator, "killed").await;
+    operator.deploy(&debian_to_n1()).await.unwrap();
     let token = controller.token();
     config.server.listen = controller.address;
     controller.signal(Signal::SIGKILL);
@@ -68,6 +60,64 @@ async fn a_killed_controller_continues_after_its_restart() {
     })
     .await;
     assert_eq!((node.tries, node.deployment.map(|d| d.0)), (1, Some(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_kills_during_imports_and_deployments_lose_nothing_that_was_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let mut controller = Controller::start(&config).await;
+    let digest = prepare(&controller.operator(), "fifty").await.digest;
+    let mut answered = BTreeSet::from(["debian".to_owned()]);
+    for round in 0..50 {
+        let operator = controller.operator();
+        let name = format!("image-{round}");
+        let (importer, importing) = (operator.clone(), name.clone());
+        let import = tokio::spawn(async move { upload(&importer, &importing).await });
+        // A different number of requests each time, so that the kill meets the import at different points.
+        for _ in 0..round % 5 {
+            let ended = operator.deploy(&debian_to_n1()).await.unwrap();
+            operator.cancel(ended.id).await.unwrap();
+        }
+        let last = operator.deploy(&debian_to_n1()).await.unwrap().id;
+        controller.signal(Signal::SIGKILL);
+        controller.wait().await;
+        if import.await.unwrap().is_ok() {
+            answered.insert(name);
+        }
+
+        controller = Controller::start(&config).await;
+        let operator = controller.operator();
+        let deployments = operator.deployments().await.unwrap();
+        let active: Vec<_> = deployments.iter().filter(|d| d.state == DeploymentState::Active).map(|d| d.id).collect();
+        assert_eq!(active, [last], "round {round}");
+        assert_eq!(operator.node(&"n1".parse().unwrap()).await.unwrap().deployment, Some(last), "round {round}");
+        let images = operator.images().await.unwrap();
+        assert!(images.iter().all(|image| image.digest == digest), "round {round}: a half image is listed");
+        let listed: BTreeSet<String> = images.iter().map(|image| image.name.to_string()).collect();
+        assert!(listed.is_superset(&answered), "round {round}: {answered:?} were answered, {listed:?} are there");
+        operator.cancel(last).await.unwrap();
+    }
+}
+
+/// A node `n1` behind a fake power driver, and an image `debian`.
+async fn prepare(operator: &Client, machine: &str) -> ImageView {
+    let settings = NodeSettings {
+        macs: Some(vec![mac(1)]),
+        power: Some(format!("fake:{}", fake(machine))),
+        ..NodeSettings::default()
+    };
+    operator.add_node(&NewNode { name: "n1".parse().unwrap(), settings }).await.unwrap();
+    upload(operator, "debian").await.unwrap()
+}
+
+async fn upload(operator: &Client, name: &str) -> Result<ImageView, ClientError> {
+    let pieces: Vec<_> = content(1).chunks(64 << 10).map(|part| Ok(bytes::Bytes::copy_from_slice(part))).collect();
+    operator.import_image(name, Some("raw"), 1 << 20, futures_util::stream::iter(pieces)).await
+}
+
+fn debian_to_n1() -> NewDeployment {
+    NewDeployment { image: "debian".into(), nodes: vec!["n1".parse().unwrap()], racks: vec![] }
 }
 
 #[test]
