@@ -446,6 +446,25 @@ fn a_relayed_rack_has_its_own_network() {
 }
 
 #[test]
+fn dnsmasq_relays_a_client_of_another_network_to_us() {
+    let (network, rack) = (Network::new(), Network::new());
+    let server = network.host(Some("10.77.0.1/24"));
+    let relay = network.host(Some("10.77.0.2/24"));
+    rack.plug(&relay, "10.78.0.1/24");
+    server.ip(&["route", "add", "10.78.0.0/24", "via", "10.77.0.2"]);
+    let director = Arc::new(Memory::default());
+    let _service = server.serve(full("10.77.0.100-10.77.0.109"), tftp(), &director).unwrap();
+    let arguments =
+        ["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file=", "--leasefile-ro"];
+    let _dnsmasq = relay.start("dnsmasq", &[&arguments[..], &["--dhcp-relay=10.78.0.1,10.77.0.1"]].concat());
+
+    let folder = tempfile::tempdir().unwrap();
+    let client = rack.host(None);
+    let got = udhcpc(&client, folder.path());
+    assert!(got.starts_with("10.78.0.100 255.255.255.0"), "{got}");
+}
+
+#[test]
 fn a_full_pool_and_an_occupied_port_are_explained() {
     let network = Network::new();
     let server = network.host(Some("10.77.0.1/24"));

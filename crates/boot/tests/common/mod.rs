@@ -57,6 +57,16 @@ impl Network {
         ip(&["-n", &name, "link", "set", "eth0", "up"]);
         Host { name }
     }
+
+    /// A second interface, `eth1`, of a host that stands on another switch.
+    pub(crate) fn plug(&self, host: &Host, address: &str) {
+        let veth =
+            ["-n", &self.switch, "link", "add", "second", "type", "veth", "peer", "name", "eth1", "netns", &host.name];
+        ip(&veth);
+        ip(&["-n", &self.switch, "link", "set", "second", "master", "br0", "up"]);
+        host.ip(&["address", "add", address, "dev", "eth1"]);
+        host.ip(&["link", "set", "eth1", "up"]);
+    }
 }
 
 impl Drop for Network {
