@@ -19,7 +19,7 @@ use crate::book::Book;
 use crate::chance::Chance;
 use crate::choker::{Choker, choker};
 use crate::herald::Herald;
-use crate::io::{Input, Output, Peer, Progress, View};
+use crate::io::{Input, Output, Peer, Progress, Setup, Verdict, View};
 use crate::ledger::Ledger;
 use crate::peer::Link;
 use crate::picker::Picker;
@@ -54,11 +54,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine that has `have` from the start: pieces on disk, and pieces
-    /// that the manifest knows to be zero. `me` is the peer id that the driver
+    /// An engine that begins with `setup`. `me` is the peer id that the driver
     /// puts into its handshakes. The same `seed` and inputs give the same
     /// outputs.
-    pub fn new(me: PeerId, shape: Shape, have: PieceSet, policy: Policy, seed: u64) -> Engine {
+    pub fn new(me: PeerId, setup: Setup, policy: Policy, seed: u64) -> Engine {
+        let Setup { shape, have, .. } = setup;
         let choker = choker(&policy);
         let have = have.fitted(shape.pieces());
         let missing = (0..shape.pieces()).filter(|&piece| !have.contains(piece));
@@ -99,7 +99,7 @@ impl Engine {
                 self.due = self.now;
             }
             Input::Found(peers) => self.found(&peers),
-            Input::Connected { peer, side, address, id } => self.connected(peer, side, address, id, out),
+            Input::Connected { peer, side, address, id, speaks: _ } => self.connected(peer, side, address, id, out),
             Input::DialFailed(address) => {
                 self.book.failed(address, self.now, &mut self.chance);
                 self.due = self.now;
@@ -107,8 +107,8 @@ impl Engine {
             Input::Said(peer, message) => self.said(peer, message, out),
             Input::Arrived(peer, block) => self.arrived(peer, block, out),
             Input::Sent(peer, block) => self.sent(peer, block, out),
-            Input::Verified(piece, true) => self.verified(piece, out),
-            Input::Verified(piece, false) => self.corrupt(piece, out),
+            Input::Verified(piece, Verdict::Good) => self.verified(piece, out),
+            Input::Verified(piece, _) => self.corrupt(piece, out),
             Input::Gone(peer) => {
                 self.remove(peer, out);
             }

@@ -7,6 +7,9 @@ use std::time::Duration;
 use wire::announce::Event;
 use wire::peer::{Block, Message, PeerId};
 
+use crate::pieceset::PieceSet;
+use crate::shape::Shape;
+
 /// A connection's key, given by the driver and never used again for another
 /// connection of the same engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +22,52 @@ pub enum Side {
     Inbound,
     /// We dialled the peer.
     Outbound,
+}
+
+/// Extensions that a peer's handshake offers in its reserved bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Speaks {
+    /// The fast extension (BEP 6).
+    pub fast: bool,
+    /// The extension protocol (BEP 10).
+    pub extended: bool,
+}
+
+/// How a piece came out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Verified *and* readable for upload.
+    Good,
+    /// Its hash is wrong; the driver has forgotten the bytes.
+    Corrupt,
+    /// Its hash is wrong because of these blocks of 16 KiB, numbered within
+    /// the piece. The driver has forgotten their bytes and keeps the others:
+    /// only these are fetched again.
+    CorruptBlocks(Vec<u32>),
+}
+
+/// What an engine begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setup {
+    /// How the file is cut.
+    pub shape: Shape,
+    /// Pieces that are there: on disk, or known to be zero.
+    pub have: PieceSet,
+    /// Pieces that are never fetched, offered or waited for among our own
+    /// clients, because they are zero or equal an earlier piece. The driver
+    /// writes them when that one is there, and steps `Verified` for each.
+    pub twins: PieceSet,
+    /// The torrent is private (BEP 27): no peers through peer exchange from
+    /// or to foreign clients.
+    pub private: bool,
+}
+
+impl Setup {
+    /// Nothing special: no twins, public.
+    #[must_use]
+    pub fn new(shape: Shape, have: PieceSet) -> Setup {
+        Setup { shape, have, twins: PieceSet::empty(shape.pieces()), private: false }
+    }
 }
 
 /// What happened in the world.
@@ -45,18 +94,22 @@ pub enum Input {
         address: SocketAddr,
         /// What the peer calls itself.
         id: PeerId,
+        /// What its handshake offers.
+        speaks: Speaks,
     },
     /// A `Dial` came to nothing: refused, timed out or a bad handshake.
     DialFailed(SocketAddr),
     /// A message came, other than a block.
     Said(Peer, Message),
-    /// The bytes of a block came whole; the driver holds them until it has
-    /// seen whether this step says `Keep`.
+    /// The bytes of one `piece` message came whole: part of a requested range,
+    /// a multiple of 16 KiB or the piece's tail. The driver holds them until
+    /// it has seen whether this step says `Keep`.
     Arrived(Peer, Block),
-    /// A block given by `Send` has been handed to the network.
+    /// This part of a range given by `Send` has been handed to the network.
+    /// The parts of a range come in order.
     Sent(Peer, Block),
-    /// The answer to `Verify`. True means: verified *and* readable for upload.
-    Verified(u32, bool),
+    /// The answer to `Verify`.
+    Verified(u32, Verdict),
     /// The connection is closed. Not needed after `Drop`.
     Gone(Peer),
     /// Nothing, but `deadline` has come.
@@ -70,15 +123,15 @@ pub enum Output {
     Dial(SocketAddr),
     /// Send this message.
     Say(Peer, Message),
-    /// Read this block from storage and send it; answer with `Sent` when the
-    /// socket has taken it. The order of service is decided here, so a driver
+    /// Read this range of one piece from storage and send it, cut into `piece`
+    /// messages; answer with `Sent` for each part that the socket has taken. The order of service is decided here, so a driver
     /// keeps what is unsent in its sockets short (`TCP_NOTSENT_LOWAT`).
     Send(Peer, Block),
     /// The bytes that just arrived are wanted: put them into their piece.
     /// Without this output they are to be thrown away.
     Keep(Peer, Block),
     /// All blocks of this piece were kept: hash it, store it, and answer with
-    /// `Verified`. On false the driver forgets the bytes.
+    /// `Verified`. On `Corrupt` the driver forgets the bytes.
     Verify(u32),
     /// The blocks kept of this piece are given up: free their memory.
     Forget(u32),

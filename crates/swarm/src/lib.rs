@@ -18,7 +18,7 @@ pub mod tracker;
 mod uplink;
 
 pub use engine::Engine;
-pub use io::{Input, Output, Peer, PeerView, Progress, Side, View, Why};
+pub use io::{Input, Output, Peer, PeerView, Progress, Setup, Side, Speaks, Verdict, View, Why};
 pub use pieceset::PieceSet;
 pub use policy::Policy;
 pub use shape::{Shape, ShapeError};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rackswarm_swarm::policy::ChokerKind;
-use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Shape, Side, Why};
+use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
 use wire::announce::Event;
 use wire::peer::{Bitfield, Block, Message, PeerId};
 
@@ -56,7 +56,7 @@ fn seconds(number: u64) -> Duration {
 impl Script {
     /// We are number 100; the opening announce has been answered.
     fn new(have: PieceSet, policy: Policy) -> Script {
-        let engine = Engine::new(id(100), shape(), have, policy, 1);
+        let engine = Engine::new(id(100), Setup::new(shape(), have), policy, 1);
         let mut script = Script { engine, now: seconds(0), out: Vec::new() };
         let opening = script.step(Input::Tick);
         assert!(matches!(opening[..], [Output::Announce(progress)] if progress.event == Some(Event::Started)));
@@ -86,7 +86,7 @@ impl Script {
     }
 
     fn connect_as(&mut self, peer: Peer, side: Side, id: PeerId) -> Vec<Output> {
-        self.step(Input::Connected { peer, side, address: address(peer.0), id })
+        self.step(Input::Connected { peer, side, address: address(peer.0), id, speaks: Speaks::default() })
     }
 
     /// A peer that has `pieces` and serves us; returns what we request.
@@ -149,7 +149,7 @@ fn a_download_from_first_word_to_complete() {
         let out = script.deliver(A, blocks);
         assert_eq!(out.iter().filter(|output| matches!(output, Output::Keep(A, _))).count(), 4);
         assert_eq!(out.last(), Some(&Output::Verify(piece)));
-        let out = script.step(Input::Verified(piece, true));
+        let out = script.step(Input::Verified(piece, Verdict::Good));
         if number < 3 {
             assert_eq!(out, []);
             continue;
@@ -181,7 +181,7 @@ fn a_verified_piece_is_told_to_those_who_miss_it() {
     let asked = script.connect_source(A, &[2]);
     script.connect(B);
     script.deliver(A, &asked);
-    let out = script.step(Input::Verified(2, true));
+    let out = script.step(Input::Verified(2, Verdict::Good));
     assert_eq!(out, [Output::Say(A, Message::NotInterested), Output::Say(B, Message::Have(2))]);
 }
 
@@ -245,11 +245,11 @@ fn a_piece_that_came_another_way_is_called_off() {
     let mut script = Script::leecher();
     let asked = script.connect_source(A, &[0]);
     script.deliver(A, &asked[..1]);
-    let out = script.step(Input::Verified(0, true));
+    let out = script.step(Input::Verified(0, Verdict::Good));
     let cancelled: Vec<Output> = asked[1..].iter().map(|b| Output::Say(A, Message::Cancel(*b))).collect();
     assert_eq!(out[..3], cancelled);
     assert_eq!(out[3..], [Output::Say(A, Message::NotInterested)]);
-    assert_eq!(script.step(Input::Verified(0, true)), [], "once");
+    assert_eq!(script.step(Input::Verified(0, Verdict::Good)), [], "once");
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn the_sole_supplier_of_a_bad_piece_is_dropped_and_barred() {
     script.say(A, Message::Bitfield(set(&[2]).to_bitfield()));
     let asked = requests(&script.say(A, Message::Unchoke));
     script.deliver(A, &asked);
-    let out = script.step(Input::Verified(2, false));
+    let out = script.step(Input::Verified(2, Verdict::Corrupt));
     assert_eq!(drops(&out), [(A, Why::CorruptPiece(2))]);
     let total = script.engine.ledger().total();
     assert_eq!((total.received, total.wasted), (0, 4 * 16384));
@@ -280,18 +280,18 @@ fn of_several_suppliers_the_liar_is_found_and_the_honest_acquitted() {
     let out = script.say(A, Message::Choke);
     assert_eq!(requests(&out), asked[2..]);
     script.deliver(B, &asked[2..]);
-    let out = script.step(Input::Verified(0, false));
+    let out = script.step(Input::Verified(0, Verdict::Corrupt));
     assert_eq!(drops(&out), [], "nobody can be blamed yet");
     let again = requests(&out);
     assert_eq!(again.len(), 4, "the whole piece from one");
     script.say(A, Message::Unchoke);
     script.deliver(B, &again);
-    assert_eq!(drops(&script.step(Input::Verified(0, false))), [(B, Why::CorruptPiece(0))]);
+    assert_eq!(drops(&script.step(Input::Verified(0, Verdict::Corrupt))), [(B, Why::CorruptPiece(0))]);
     let peers = script.engine.view().peers;
     assert_eq!((peers.len(), peers[0].outstanding), (1, 4), "now it comes from the other alone");
     let last: Vec<Block> = (0..4).map(|index| block(0, index)).collect();
     script.deliver(A, &last);
-    assert_eq!(drops(&script.step(Input::Verified(0, true))), []);
+    assert_eq!(drops(&script.step(Input::Verified(0, Verdict::Good))), []);
 }
 
 #[test]
@@ -378,7 +378,13 @@ fn extensions_are_passed_over() {
 fn we_are_no_peer_of_ourselves() {
     let mut script = Script::leecher();
     script.step(Input::Found(vec![address(9)]));
-    let out = script.step(Input::Connected { peer: A, side: Side::Outbound, address: address(9), id: id(100) });
+    let out = script.step(Input::Connected {
+        peer: A,
+        side: Side::Outbound,
+        address: address(9),
+        id: id(100),
+        speaks: Speaks::default(),
+    });
     assert_eq!(drops(&out), [(A, Why::Ourselves)]);
     assert!(!script.pass(seconds(300)).contains(&Output::Dial(address(9))));
 }
@@ -501,12 +507,13 @@ fn any_input() -> impl Strategy<Value = Input> {
             side: if inbound { Side::Inbound } else { Side::Outbound },
             address: address(number),
             id: id(if number == 4 { 100 } else { number }),
+            speaks: Speaks::default(),
         }),
         1 => (0u32..6).prop_map(|number| Input::DialFailed(address(number))),
         16 => (peer.clone(), message).prop_map(|(peer, message)| Input::Said(peer, message)),
         16 => (peer.clone(), place.clone()).prop_map(|(peer, place)| Input::Arrived(peer, place)),
         4 => (peer.clone(), place).prop_map(|(peer, place)| Input::Sent(peer, place)),
-        4 => (0..PIECES, any::<bool>()).prop_map(|(piece, good)| Input::Verified(piece, good)),
+        4 => (0..PIECES, any::<bool>()).prop_map(|(piece, good)| Input::Verified(piece, if good { Verdict::Good } else { Verdict::Corrupt })),
         1 => peer.prop_map(Input::Gone),
         4 => Just(Input::Tick),
     ]
@@ -524,7 +531,7 @@ proptest! {
     ) {
         let choker = if tit_for_tat { ChokerKind::TitForTat } else { ChokerKind::Cooperative };
         let policy = Policy { choker, max_peers: 3, dial_peers: 2, pipeline_blocks: 6, ..Policy::default() };
-        let mut engine = Engine::new(id(100), shape(), PieceSet::empty(PIECES), policy, 5);
+        let mut engine = Engine::new(id(100), Setup::new(shape(), PieceSet::empty(PIECES)), policy, 5);
         let mut alive: BTreeSet<Peer> = BTreeSet::new();
         let mut used: BTreeSet<Peer> = BTreeSet::new();
         let mut now = Duration::ZERO;
@@ -534,11 +541,11 @@ proptest! {
             now += Duration::from_millis(wait);
             let input = match input {
                 // Keys are never used again: that much a driver promises.
-                Input::Connected { side, address, id, .. } => {
+                Input::Connected { side, address, id, speaks, .. } => {
                     let peer = Peer(used.len() as u32);
                     used.insert(peer);
                     alive.insert(peer);
-                    Input::Connected { peer, side, address, id }
+                    Input::Connected { peer, side, address, id, speaks }
                 }
                 other => other,
             };

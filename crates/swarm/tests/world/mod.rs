@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rackswarm_swarm::tracker::{Tracker, TrackerPolicy};
-use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Shape, Side, Why};
+use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
 use wire::announce::AnnounceRequest;
 use wire::metainfo::InfoHash;
 use wire::peer::{Block, Message, PeerId};
@@ -118,8 +118,7 @@ impl World {
             finished: have.is_full().then_some(Duration::ZERO),
             engine: Engine::new(
                 peer_id(number, seed),
-                shape,
-                have,
+                Setup::new(shape, have),
                 policy.clone(),
                 seed.wrapping_mul(1000) + number as u64,
             ),
@@ -345,9 +344,21 @@ impl World {
         self.nodes[target].links.insert(there, link);
         let from = SocketAddr::new(address(node).ip(), 40_000 + here.0 as u16);
         let (near, far) = (self.nodes[node].engine_id(), self.nodes[target].engine_id());
-        self.step(node, Input::Connected { peer: here, side: Side::Outbound, address: to, id: far });
+        self.step(
+            node,
+            Input::Connected { peer: here, side: Side::Outbound, address: to, id: far, speaks: Speaks::default() },
+        );
         if self.links[link].open {
-            self.step(target, Input::Connected { peer: there, side: Side::Inbound, address: from, id: near });
+            self.step(
+                target,
+                Input::Connected {
+                    peer: there,
+                    side: Side::Inbound,
+                    address: from,
+                    id: near,
+                    speaks: Speaks::default(),
+                },
+            );
         }
     }
 
@@ -407,8 +418,8 @@ impl World {
             Output::Verify(piece) => {
                 let blocks = self.nodes[node].kept.remove(&piece).expect("blocks were kept");
                 assert_eq!(blocks.len() as u32, self.shape.blocks(piece), "the piece is whole");
-                let good = blocks.values().all(|good| *good);
-                self.after(HASHING, node, Event::Step(Input::Verified(piece, good)));
+                let verdict = if blocks.values().all(|good| *good) { Verdict::Good } else { Verdict::Corrupt };
+                self.after(HASHING, node, Event::Step(Input::Verified(piece, verdict)));
             }
             Output::Forget(piece) => {
                 self.nodes[node].kept.remove(&piece);

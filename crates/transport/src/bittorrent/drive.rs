@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use image::{Manifest, PieceSink, PieceSource};
 use swarm::ledger::Ledger;
-use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Shape, Side, Why};
+use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -156,7 +156,7 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
     let membership = listener.join(job.info_hash, me, events_in.clone())?;
     let announcer = Announcer::new(&job.trackers, job.info_hash, me, listener.address())?;
     let policy = Policy { active_bytes: job.policy.active_bytes.min(budget.active_bytes), ..job.policy };
-    let engine = Engine::new(me, shape, job.have, policy, job.seed);
+    let engine = Engine::new(me, Setup::new(shape, job.have), policy, job.seed);
     let now = Instant::now();
     let meter = Meter::new(&job.manifest, &engine, now);
     let (progress_in, progress) = watch::channel(Progress::default());
@@ -374,7 +374,7 @@ impl Drive {
         self.tasks.spawn(close.clone().run_until_cancelled_owned(reading));
         self.tasks.spawn(close.clone().run_until_cancelled_owned(writing));
         self.connections.insert(peer, Connection { address, id, orders, _close: close.drop_guard() });
-        self.step(Input::Connected { peer, side, address, id });
+        self.step(Input::Connected { peer, side, address, id, speaks: Speaks::default() });
     }
 
     fn order(&mut self, peer: Peer, order: Order) {
@@ -414,7 +414,7 @@ impl Drive {
     /// cores. Not ended with the swarm: a write that began is finished.
     fn verify(&mut self, piece: u32) {
         let (Some(bytes), Some(sink)) = (self.pieces.remove(&piece), self.sink.clone()) else {
-            self.waiting.push_back(Input::Verified(piece, false));
+            self.waiting.push_back(Input::Verified(piece, Verdict::Corrupt));
             return;
         };
         let (manifest, hashing, events) =
@@ -434,11 +434,11 @@ impl Drive {
         match checked {
             Checked::Written(bytes) => {
                 self.store.remember(piece, bytes);
-                self.step(Input::Verified(piece, true));
+                self.step(Input::Verified(piece, Verdict::Good));
             }
             Checked::Corrupt => {
                 tracing::warn!(piece, image = self.manifest.name(), "a piece came corrupt and was thrown away");
-                self.step(Input::Verified(piece, false));
+                self.step(Input::Verified(piece, Verdict::Corrupt));
             }
             Checked::Failed(error) => return Err(error),
         }
