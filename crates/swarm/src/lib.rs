@@ -8,6 +8,7 @@ pub mod choker;
 pub mod engine;
 mod herald;
 pub mod io;
+pub mod lanes;
 pub mod ledger;
 mod peer;
 mod picker;
