@@ -452,6 +452,8 @@ async fn images_are_imported_listed_tracked_and_removed() {
         event: Some(wire::announce::Event::Started),
         num_want: None,
         compact: true,
+        own_kind: false,
+        rack: None,
     };
     let announce = |request: &wire::announce::AnnounceRequest| {
         let url = server.url(&format!("/announce?{}", request.encode_query()));

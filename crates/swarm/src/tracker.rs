@@ -118,6 +118,7 @@ impl Tracker {
             incomplete: Some(swarm.incomplete()),
             warning: None,
             peers,
+            guidance: None,
         })
     }
 
@@ -246,6 +247,8 @@ mod tests {
             event,
             num_want: None,
             compact: true,
+            own_kind: false,
+            rack: None,
         }
     }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use rackswarm_swarm::policy::ChokerKind;
 use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
 use wire::announce::Event;
-use wire::peer::{Bitfield, Block, Message, PeerId};
+use wire::peer::{Bitfield, Block, Extended, Message, PeerId};
 
 const PIECES: u32 = 4;
 const BLOCKS: u32 = 4;
@@ -368,7 +368,7 @@ fn piece_maps_that_do_not_fit_are_named() {
 fn extensions_are_passed_over() {
     let mut script = Script::leecher();
     script.connect(A);
-    let extended = Message::Extended { id: 0, payload: vec![1, 2, 3] };
+    let extended = Message::Extended(Extended::Unknown { id: 9 });
     assert_eq!(script.say(A, extended), []);
     assert_eq!(script.say(A, Message::Unknown { id: 77 }), []);
     assert_eq!(script.say(Peer(99), Message::Unchoke), [], "and so are strangers");

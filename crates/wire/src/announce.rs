@@ -2,11 +2,13 @@
 //! `announce` with compact peers (BEP 23, BEP 7), and `scrape` (BEP 48).
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::bencode::{BencodeError, Dictionary, Value};
+use crate::compact;
 use crate::metainfo::InfoHash;
-use crate::peer::PeerId;
+use crate::peer::{PeerId, RackName};
+use crate::text::{put_escaped, readable, unescape};
 
 /// Longest query string that is read, in bytes.
 pub const MAX_QUERY_BYTES: usize = 4096;
@@ -20,8 +22,8 @@ pub const MAX_PEERS: usize = 2000;
 /// Most swarms asked about in one scrape.
 pub const MAX_SCRAPE: usize = 64;
 
-const COMPACT_V4_BYTES: usize = 6;
-const COMPACT_V6_BYTES: usize = 18;
+/// Key of our own part of an answer, and the parameter that asks for it.
+const OWN_KIND: &str = "rackswarm";
 
 /// Why a query or an answer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +92,10 @@ pub struct AnnounceRequest {
     pub num_want: Option<u32>,
     /// Peers may come in the compact form (BEP 23).
     pub compact: bool,
+    /// The peer is of our own kind and takes [`Guidance`].
+    pub own_kind: bool,
+    /// The rack that the peer stands in, if it knows.
+    pub rack: Option<RackName>,
 }
 
 impl AnnounceRequest {
@@ -115,6 +121,13 @@ impl AnnounceRequest {
         }
         if let Some(num_want) = self.num_want {
             let _ = write!(query, "&numwant={num_want}");
+        }
+        if self.own_kind {
+            let _ = write!(query, "&{OWN_KIND}=1");
+        }
+        if let Some(rack) = &self.rack {
+            query.push_str("&rack=");
+            put_escaped(&mut query, rack.as_str().as_bytes());
         }
         query
     }
@@ -147,8 +160,15 @@ impl AnnounceRequest {
             event,
             num_want: num_want(&parameters)?,
             compact: parameters.get("compact")?.as_deref() != Some(b"0"),
+            own_kind: parameters.get(OWN_KIND)?.as_deref() == Some(b"1"),
+            rack: rack(&parameters)?,
         })
     }
+}
+
+fn rack(parameters: &Parameters<'_>) -> Result<Option<RackName>, AnnounceError> {
+    let Some(bytes) = parameters.get("rack")? else { return Ok(None) };
+    RackName::from_bytes(&bytes).map(Some).ok_or(AnnounceError::Invalid("rack"))
 }
 
 /// Some clients send -1 for "the tracker's default".
@@ -168,6 +188,15 @@ pub struct AnnouncedPeer {
     pub peer_id: Option<PeerId>,
 }
 
+/// What our tracker tells our own kind about the swarm.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guidance {
+    /// All members work for the same end: whoever can, sends.
+    pub cooperative: bool,
+    /// The rack that the asking peer stands in, if the tracker knows.
+    pub rack: Option<RackName>,
+}
+
 /// Peers and numbers from a tracker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnnounceResponse {
@@ -183,6 +212,8 @@ pub struct AnnounceResponse {
     pub warning: Option<String>,
     /// Peers to connect to.
     pub peers: Vec<AnnouncedPeer>,
+    /// For our own kind only: left out unless the request had `own_kind`.
+    pub guidance: Option<Guidance>,
 }
 
 /// A tracker's whole answer.
@@ -212,7 +243,9 @@ impl Answer {
         if let Some(warning) = &value.warning {
             pairs.push((b"warning message", Value::Bytes(warning.as_bytes())));
         }
-        let (v4, v6) = (compact_v4(&value.peers), compact_v6(&value.peers));
+        pairs.extend(value.guidance.as_ref().map(|guidance| (OWN_KIND.as_bytes(), guidance_dictionary(guidance))));
+        let addresses = || value.peers.iter().map(|peer| peer.address);
+        let (v4, v6) = (compact::encode_v4(addresses()), compact::encode_v6(addresses()));
         let texts: Vec<String> = value.peers.iter().map(|peer| peer.address.ip().to_string()).collect();
         if compact {
             pairs.push((b"peers", Value::Bytes(&v4)));
@@ -247,6 +280,7 @@ impl Answer {
             incomplete: number("incomplete"),
             warning: top.get("warning message").and_then(Value::as_bytes).map(readable),
             peers,
+            guidance: top.get(OWN_KIND).and_then(Value::as_dictionary).map(decode_guidance),
         }))
     }
 }
@@ -274,58 +308,34 @@ fn peer_dictionary<'a>(peer: &'a AnnouncedPeer, ip: &'a str) -> Value<'a> {
     Value::Dictionary(Dictionary::new(pairs))
 }
 
-fn compact_v4(peers: &[AnnouncedPeer]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(peers.len() * COMPACT_V4_BYTES);
-    for peer in peers {
-        if let IpAddr::V4(ip) = peer.address.ip() {
-            bytes.extend_from_slice(&ip.octets());
-            bytes.extend_from_slice(&peer.address.port().to_be_bytes());
-        }
-    }
-    bytes
+fn guidance_dictionary(guidance: &Guidance) -> Value<'_> {
+    let mut pairs = vec![(b"cooperative".as_slice(), Value::Integer(guidance.cooperative.into()))];
+    pairs.extend(guidance.rack.as_ref().map(|rack| (b"rack".as_slice(), Value::Bytes(rack.as_str().as_bytes()))));
+    Value::Dictionary(Dictionary::new(pairs))
 }
 
-fn compact_v6(peers: &[AnnouncedPeer]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for peer in peers {
-        if let IpAddr::V6(ip) = peer.address.ip() {
-            bytes.extend_from_slice(&ip.octets());
-            bytes.extend_from_slice(&peer.address.port().to_be_bytes());
-        }
+fn decode_guidance(dictionary: &Dictionary<'_>) -> Guidance {
+    Guidance {
+        cooperative: dictionary.get("cooperative").and_then(Value::as_integer) == Some(1_u8),
+        rack: dictionary.get("rack").and_then(Value::as_bytes).and_then(RackName::from_bytes),
     }
-    bytes
 }
 
 fn decode_peers(top: &Dictionary<'_>) -> Result<Vec<AnnouncedPeer>, AnnounceError> {
-    let mut peers = match top.get("peers") {
+    let unnamed = |address| AnnouncedPeer { address, peer_id: None };
+    let mut peers: Vec<AnnouncedPeer> = match top.get("peers") {
         None => Vec::new(),
-        Some(Value::Bytes(bytes)) => decode_compact::<COMPACT_V4_BYTES>(bytes, "peers", |at| {
-            SocketAddr::from((Ipv4Addr::new(at[0], at[1], at[2], at[3]), u16::from_be_bytes([at[4], at[5]])))
-        })?,
+        Some(Value::Bytes(bytes)) => {
+            compact::decode_v4(bytes).ok_or(AnnounceError::Invalid("peers"))?.map(unnamed).collect()
+        }
         Some(Value::List(list)) => list.iter().filter_map(decode_peer_dictionary).collect(),
         Some(_) => return Err(AnnounceError::Invalid("peers")),
     };
     if let Some(bytes) = top.get("peers6").and_then(Value::as_bytes) {
-        peers.extend(decode_compact::<COMPACT_V6_BYTES>(bytes, "peers6", |at| {
-            let mut ip = [0; 16];
-            ip.copy_from_slice(&at[..16]);
-            SocketAddr::from((Ipv6Addr::from(ip), u16::from_be_bytes([at[16], at[17]])))
-        })?);
+        peers.extend(compact::decode_v6(bytes).ok_or(AnnounceError::Invalid("peers6"))?.map(unnamed));
     }
     peers.retain(|peer| peer.address.port() != 0);
     Ok(peers)
-}
-
-fn decode_compact<const N: usize>(
-    bytes: &[u8],
-    field: &'static str,
-    address: impl Fn(&[u8; N]) -> SocketAddr,
-) -> Result<Vec<AnnouncedPeer>, AnnounceError> {
-    let (chunks, rest) = bytes.as_chunks::<N>();
-    if !rest.is_empty() {
-        return Err(AnnounceError::Invalid(field));
-    }
-    Ok(chunks.iter().map(|chunk| AnnouncedPeer { address: address(chunk), peer_id: None }).collect())
 }
 
 /// BEP 3 allows a host name for `ip`; we pass those over, because a
@@ -456,45 +466,6 @@ fn check_size(bytes: usize, limit: usize) -> Result<(), AnnounceError> {
     if bytes > limit { Err(AnnounceError::TooLarge { bytes, limit }) } else { Ok(()) }
 }
 
-/// RFC 3986: everything but the unreserved characters is escaped.
-fn put_escaped(query: &mut String, bytes: &[u8]) {
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            query.push(char::from(byte));
-        } else {
-            let _ = write!(query, "%{byte:02X}");
-        }
-    }
-}
-
-/// `+` stays a plus: announce queries are not HTML forms, and a peer id may
-/// contain one.
-fn unescape(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        if *first != b'%' {
-            bytes.push(*first);
-            rest = tail;
-            continue;
-        }
-        let [high, low, tail @ ..] = tail else { return None };
-        bytes.push(nibble(*high)? << 4 | nibble(*low)?);
-        rest = tail;
-    }
-    Some(bytes)
-}
-
-fn nibble(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
-}
-
-/// Text from a stranger, for a log or a console: short and without control
-/// characters.
-fn readable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
@@ -513,6 +484,8 @@ mod tests {
             event: Some(Event::Started),
             num_want: Some(50),
             compact: true,
+            own_kind: false,
+            rack: None,
         }
     }
 

@@ -89,6 +89,22 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Decodes the dictionary that `bytes` begin with; [`Dictionary::raw`]
+    /// tells where it ends. Memory is bounded as for [`Value::decode`].
+    ///
+    /// # Errors
+    /// When they do not begin with the canonical encoding of a dictionary.
+    pub fn decode_front(bytes: &'a [u8]) -> Result<Dictionary<'a>, BencodeError> {
+        let mut decoder = Decoder::new(bytes).with_max_depth(MAX_DEPTH);
+        match decoder.next_object().map_err(malformed)? {
+            Some(object @ Object::Dict(_)) => match from_object(object)? {
+                Value::Dictionary(dictionary) => Ok(dictionary),
+                _ => Err(BencodeError::Malformed("no dictionary".to_owned())),
+            },
+            _ => Err(BencodeError::Malformed("no dictionary".to_owned())),
+        }
+    }
+
     /// The canonical encoding.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 
 pub mod announce;
 pub mod bencode;
+mod compact;
 pub mod dhcp;
 pub mod metainfo;
 pub mod peer;
+mod text;
 pub mod tftp;

@@ -11,7 +11,18 @@ impl Engine {
         let Some(link) = self.links.get_mut(&peer) else { return };
         link.heard = self.now;
         match message {
-            Message::KeepAlive | Message::Extended { .. } | Message::Unknown { .. } => {}
+            Message::HaveAll => self.peer_has_all_of(peer, &PieceSet::full(self.shape.pieces()), out),
+            Message::KeepAlive
+            | Message::HaveNone
+            | Message::Port(_)
+            | Message::Suggest(_)
+            | Message::Reject(_)
+            | Message::AllowedFast(_)
+            | Message::HashRequest(_)
+            | Message::Hashes(..)
+            | Message::HashReject(_)
+            | Message::Extended(_)
+            | Message::Unknown { .. } => {}
             Message::Choke => self.choked(peer, out),
             Message::Unchoke => self.unchoked(peer, out),
             Message::Interested => self.interested(peer, out),

@@ -488,6 +488,8 @@ impl World {
             event: progress.event,
             num_want: Some(progress.num_want),
             compact: true,
+            own_kind: false,
+            rack: None,
         };
         if !self.tracker_alive {
             return self.after(LATENCY, node, Event::Step(Input::AnnounceFailed));

@@ -101,6 +101,8 @@ impl Announcer {
             event: progress.event,
             num_want: Some(progress.num_want),
             compact: true,
+            own_kind: false,
+            rack: None,
         };
         let separator = if url.contains('?') { '&' } else { '?' };
         let body = self.get(&format!("{url}{separator}{}", request.encode_query())).await?;

@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 use wire::metainfo::InfoHash;
 use wire::peer::{
-    BLOCK_BYTES, Bitfield, Block, Frame, FrameDecoder, HANDSHAKE_BYTES, Handshake, Message, PeerError, PeerId,
-    encode_piece_head,
+    BLOCK_BYTES, Bitfield, Block, ExtensionIds, Frame, FrameDecoder, HANDSHAKE_BYTES, Handshake, Message, PeerError,
+    PeerId, encode_piece_head,
 };
 
 use super::drive::Event;
@@ -163,6 +163,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
                     }
                     return Ok(Heard::Block(block, self.buffer.split_to(length).freeze()));
                 }
+                Some((Frame::Packed { .. }, _)) => return Err(invalid("it sent a packed block, which was not agreed")),
             }
         }
     }
@@ -253,7 +254,7 @@ impl<S: AsyncWrite + Unpin> Writer<S> {
     /// Sends at once when nothing else waits, otherwise with what follows.
     async fn say(&mut self, message: &Message, nothing_waits: bool) -> io::Result<()> {
         let mut frame = Vec::new();
-        message.encode(&mut frame);
+        message.encode(&ExtensionIds::NONE, &mut frame);
         self.joined.extend_from_slice(&frame);
         if nothing_waits || self.joined.len() >= JOIN_BYTES { self.push(Bytes::new()).await } else { Ok(()) }
     }
@@ -299,9 +300,9 @@ mod tests {
     async fn messages_and_blocks_come_in_their_order() {
         let block = Block { piece: 1, offset: 16384, length: 16384 };
         let mut bytes = Vec::new();
-        Message::Unchoke.encode(&mut bytes);
+        Message::Unchoke.encode(&ExtensionIds::NONE, &mut bytes);
         bytes.extend(piece(block, &[7; 16384]));
-        Message::Have(2).encode(&mut bytes);
+        Message::Have(2).encode(&ExtensionIds::NONE, &mut bytes);
         let mut reader = reader(&bytes);
         assert!(matches!(reader.next().await, Ok(Heard::Message(Message::Unchoke))));
         let Ok(Heard::Block(found, payload)) = reader.next().await else { panic!("no block") };
@@ -328,13 +329,13 @@ mod tests {
         let mut bytes = Vec::new();
         let mut bitfield = Bitfield::empty(4);
         bitfield.insert(1);
-        Message::Bitfield(bitfield.clone()).encode(&mut bytes);
+        Message::Bitfield(bitfield.clone()).encode(&ExtensionIds::NONE, &mut bytes);
         for piece in [0, 3] {
             bitfield.insert(piece);
         }
-        Message::Bitfield(bitfield.clone()).encode(&mut bytes);
-        Message::Bitfield(bitfield).encode(&mut bytes);
-        Message::Choke.encode(&mut bytes);
+        Message::Bitfield(bitfield.clone()).encode(&ExtensionIds::NONE, &mut bytes);
+        Message::Bitfield(bitfield).encode(&ExtensionIds::NONE, &mut bytes);
+        Message::Choke.encode(&ExtensionIds::NONE, &mut bytes);
         let mut reader = reader(&bytes);
         assert!(matches!(reader.next().await, Ok(Heard::Message(Message::Bitfield(_)))));
         assert!(matches!(reader.next().await, Ok(Heard::Message(Message::Have(0)))));
