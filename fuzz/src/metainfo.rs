@@ -9,7 +9,12 @@ pub fn check(data: &[u8]) -> bool {
     let again = Metainfo::decode(&again).expect("a written torrent can be read");
     assert_eq!(again, torrent);
     assert_eq!(again.info_hash(), torrent.info_hash());
-    let pieces = torrent.info().length.div_ceil(torrent.info().piece_length.into());
-    assert_eq!(torrent.info().pieces.len() as u64, pieces);
+    let info = torrent.info();
+    let pieces = info.length.div_ceil(info.piece_length.into());
+    assert!(info.pieces.as_ref().is_none_or(|hashes| hashes.len() as u64 == pieces));
+    assert!(
+        info.v2.as_ref().is_none_or(|v2| v2.piece_roots.as_ref().is_some_and(|roots| roots.len() as u64 == pieces))
+    );
+    let _ = Metainfo::from_info(torrent.raw_info(), Vec::new()).expect("its info dictionary can be read alone");
     true
 }

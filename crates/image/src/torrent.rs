@@ -13,7 +13,8 @@ pub(crate) fn of_sealed(name: &str, sealed: &Sealed) -> Result<Metainfo, Error> 
         name: name.to_owned(),
         piece_length: sealed.piece_size_bytes,
         length: sealed.size_bytes,
-        pieces: sealed.sha1.clone(),
+        pieces: Some(sealed.sha1.clone()),
+        v2: None,
         private: true,
     };
     Metainfo::new(info, Vec::new()).map_err(bad)
@@ -37,7 +38,7 @@ pub(crate) fn parts_of(metainfo: &Metainfo) -> Parts {
         size_bytes: info.length,
         piece_size_bytes: u64::from(info.piece_length),
         digest: None,
-        pieces: PieceHashes::Sha1(info.pieces.clone()),
+        pieces: PieceHashes::Sha1(info.pieces.clone().unwrap_or_default()),
         infohash: Some(metainfo.info_hash()),
     }
 }

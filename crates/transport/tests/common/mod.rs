@@ -70,7 +70,8 @@ impl Bench {
             name: "golden".into(),
             piece_length: sealed.piece_size_bytes,
             length: sealed.size_bytes,
-            pieces: sealed.sha1,
+            pieces: Some(sealed.sha1),
+            v2: None,
             private: true,
         };
         let metainfo = Metainfo::new(info, trackers).unwrap();
