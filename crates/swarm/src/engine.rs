@@ -90,7 +90,7 @@ impl Engine {
     pub fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Output>) {
         self.now = self.now.max(now);
         match input {
-            Input::Announced { interval, peers } => {
+            Input::Announced { interval, peers, guidance: _ } => {
                 self.herald.answered(self.now, interval);
                 self.found(&peers);
             }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::announce::Event;
-use wire::peer::{Block, Message, PeerId};
+use wire::announce::{Event, Guidance};
+use wire::peer::{Block, Message, PeerId, RackName};
 
 use crate::pieceset::PieceSet;
 use crate::shape::Shape;
@@ -57,16 +57,21 @@ pub struct Setup {
     /// clients, because they are zero or equal an earlier piece. The driver
     /// writes them when that one is there, and steps `Verified` for each.
     pub twins: PieceSet,
+    /// The rack of this node. The tracker's guidance may name it later.
+    pub rack: Option<RackName>,
+    /// The torrent was made by us: with `private` reason enough to cooperate
+    /// when nobody says otherwise.
+    pub ours: bool,
     /// The torrent is private (BEP 27): no peers through peer exchange from
     /// or to foreign clients.
     pub private: bool,
 }
 
 impl Setup {
-    /// Nothing special: no twins, public.
+    /// Nothing special: no twins, no rack, public.
     #[must_use]
     pub fn new(shape: Shape, have: PieceSet) -> Setup {
-        Setup { shape, have, twins: PieceSet::empty(shape.pieces()), private: false }
+        Setup { shape, have, twins: PieceSet::empty(shape.pieces()), rack: None, ours: false, private: false }
     }
 }
 
@@ -79,6 +84,8 @@ pub enum Input {
         interval: Duration,
         /// Peers to try.
         peers: Vec<SocketAddr>,
+        /// What a tracker of our own kind says besides.
+        guidance: Option<Guidance>,
     },
     /// No tracker answered, or it refused.
     AnnounceFailed,

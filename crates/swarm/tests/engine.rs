@@ -60,7 +60,7 @@ impl Script {
         let mut script = Script { engine, now: seconds(0), out: Vec::new() };
         let opening = script.step(Input::Tick);
         assert!(matches!(opening[..], [Output::Announce(progress)] if progress.event == Some(Event::Started)));
-        assert_eq!(script.step(Input::Announced { interval: seconds(3600), peers: Vec::new() }), []);
+        assert_eq!(script.step(Input::Announced { interval: seconds(3600), peers: Vec::new(), guidance: None }), []);
         script
     }
 
@@ -500,6 +500,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         2 => (0u64..40, proptest::collection::vec(0u32..6, 0..3)).prop_map(|(interval, peers)| Input::Announced {
             interval: seconds(interval),
             peers: peers.into_iter().map(address).collect(),
+            guidance: None,
         }),
         1 => Just(Input::AnnounceFailed),
         4 => (0u32..4, any::<bool>(), 0u32..5).prop_map(|(peer, inbound, number)| Input::Connected {

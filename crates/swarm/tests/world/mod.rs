@@ -497,7 +497,7 @@ impl World {
         let answer = self.tracker.announce(self.now, &request, address(node).ip()).expect("registered");
         let peers = answer.peers.iter().map(|peer| peer.address).collect();
         let interval = Duration::from_secs(answer.interval_seconds.into());
-        self.after(2 * LATENCY, node, Event::Step(Input::Announced { interval, peers }));
+        self.after(2 * LATENCY, node, Event::Step(Input::Announced { interval, peers, guidance: None }));
     }
 }
 

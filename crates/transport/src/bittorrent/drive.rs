@@ -305,7 +305,9 @@ impl Drive {
             Event::Sent(peer, block) if self.connections.contains_key(&peer) => self.step(Input::Sent(peer, block)),
             Event::Closed(peer, error) => self.closed(peer, &error),
             Event::Checked(piece, checked) => return self.checked(piece, checked),
-            Event::Announced(Some(Announced { interval, peers })) => self.step(Input::Announced { interval, peers }),
+            Event::Announced(Some(Announced { interval, peers })) => {
+                self.step(Input::Announced { interval, peers, guidance: None })
+            }
             Event::Announced(None) => self.step(Input::AnnounceFailed),
             Event::Look(look) => look(&self.engine, &self.dropped),
             // From a connection that the engine dropped.
