@@ -376,6 +376,15 @@ impl Metainfo {
         Ok(dictionary(pairs).encode()?)
     }
 
+    /// The same torrent with other trackers.
+    ///
+    /// # Errors
+    /// When there are too many, or one is too long.
+    pub fn with_trackers(self, announce: Vec<String>) -> Result<Metainfo, MetainfoError> {
+        check_trackers(&announce)?;
+        Ok(Metainfo { announce, ..self })
+    }
+
     /// What the torrent says of the file.
     pub fn info(&self) -> &Info {
         &self.info

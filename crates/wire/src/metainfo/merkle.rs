@@ -7,14 +7,13 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::peer::{HashRange, MAX_HASHES};
+
 /// A node of the tree.
 pub type Hash = [u8; 32];
 
 /// Bytes under one leaf; the last leaf of a file may cover fewer.
 pub const LEAF_BYTES: u32 = 16 << 10;
-
-/// Most hashes of one layer that a peer may ask for at once.
-pub const MAX_HASHES: u64 = 512;
 
 /// The leaf of a block.
 #[must_use]
@@ -102,69 +101,65 @@ impl FileTree {
         subtree(piece_roots, self.piece_layer(), self.height())
     }
 
-    /// Whether a request for these hashes is one that BEP 52 allows.
+    /// Whether this is a range that BEP 52 lets a peer ask for and this file has.
     #[must_use]
-    pub fn allows(&self, range: &HashSpan) -> bool {
-        let HashSpan { layer, index, count, proof_layers } = *range;
-        let width = self.height().checked_sub(layer).and_then(|above| 1u64.checked_shl(above));
-        width.is_some_and(|width| {
-            (2..=MAX_HASHES).contains(&count)
-                && count.is_power_of_two()
-                && index.is_multiple_of(count)
-                && index.checked_add(count).is_some_and(|end| end <= width)
-                && index < self.nodes(layer)
-                && proof_layers < self.height() - layer
+    pub fn allows(&self, range: &HashRange) -> bool {
+        let (index, length) = (u64::from(range.index), u64::from(range.length));
+        let above = self.height().saturating_sub(range.base_layer);
+        (2..=MAX_HASHES).contains(&range.length)
+            && length.is_power_of_two()
+            && length <= 1u64.checked_shl(above).unwrap_or(0)
+            && index.is_multiple_of(length)
+            && index < self.nodes(range.base_layer)
+            && range.proof_layers < above
+    }
+
+    /// What to ask a peer for to learn all piece roots of the file, each answer
+    /// proved up to the root; nothing for a file of one piece.
+    pub fn piece_root_ranges(&self, pieces_root: Hash) -> impl Iterator<Item = HashRange> + use<> {
+        let base_layer = self.piece_layer();
+        let above = self.height() - base_layer;
+        let length = 1u32 << above.min(MAX_HASHES.trailing_zeros());
+        let pieces = if above == 0 { 0 } else { u32::try_from(self.nodes(base_layer)).unwrap_or(u32::MAX) };
+        (0..pieces).step_by(length as usize).map(move |index| HashRange {
+            pieces_root,
+            base_layer,
+            index,
+            length,
+            proof_layers: above - 1,
         })
     }
 }
 
-/// Neighbouring nodes of one layer, and how many layers above them their proof
-/// has: the meaning of BEP 52's hash request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HashSpan {
-    /// The layer, 0 for leaves.
-    pub layer: u32,
-    /// The first node, a multiple of `count`.
-    pub index: u64,
-    /// How many nodes, a power of two of at least 2.
-    pub count: u64,
-    /// Layers above `layer` from which the answer has an uncle. Those below the
-    /// common ancestor of the nodes follow from the nodes and are left out; to
-    /// reach the root it takes all layers between.
-    pub proof_layers: u32,
+/// The nodes that prove a range, lowest first, as layer and index: the sibling
+/// of the range's common ancestor, the sibling of its parent, and so on.
+pub fn uncles(range: &HashRange) -> impl Iterator<Item = (u32, u64)> + use<> {
+    let (layer, index) = top(range);
+    (layer..=range.base_layer.saturating_add(range.proof_layers)).map(move |at| (at, (index >> (at - layer)) ^ 1))
 }
 
-impl HashSpan {
-    /// The layer and index of the node right above all of these.
-    #[must_use]
-    pub fn top(&self) -> (u32, u64) {
-        (self.layer + self.count.trailing_zeros(), self.index / self.count.max(1))
+/// Climbs from an answer, the range's nodes and then the uncles, to the node
+/// that it proves: its layer, index and hash. `None` when the number of hashes
+/// is not what was asked for.
+#[must_use]
+pub fn climb(range: &HashRange, hashes: &[Hash]) -> Option<(u32, u64, Hash)> {
+    let (nodes, above) = hashes.split_at_checked(range.length as usize)?;
+    if above.len() != uncles(range).count() {
+        return None;
     }
+    let (mut layer, mut index) = top(range);
+    let mut hash = subtree(nodes, range.base_layer, layer);
+    for uncle in above {
+        hash = if index.is_multiple_of(2) { parent(&hash, uncle) } else { parent(uncle, &hash) };
+        (layer, index) = (layer + 1, index / 2);
+    }
+    Some((layer, index, hash))
+}
 
-    /// The nodes that complete the proof, lowest first: the sibling of the
-    /// common ancestor, the sibling of its parent, and so on.
-    pub fn uncles(&self) -> impl Iterator<Item = (u32, u64)> + use<> {
-        let (layer, index) = self.top();
-        (layer..=self.layer.saturating_add(self.proof_layers)).map(move |at| (at, (index >> (at - layer)) ^ 1))
-    }
-
-    /// Climbs from an answer, nodes and then uncles, to the node that it proves:
-    /// its layer, index and hash. `None` when the number of hashes is wrong.
-    #[must_use]
-    pub fn climb(&self, hashes: &[Hash]) -> Option<(u32, u64, Hash)> {
-        let count = usize::try_from(self.count).ok()?;
-        let (nodes, uncles) = hashes.split_at_checked(count)?;
-        if uncles.len() != self.uncles().count() {
-            return None;
-        }
-        let (mut layer, mut index) = self.top();
-        let mut hash = subtree(nodes, self.layer, layer);
-        for uncle in uncles {
-            hash = if index.is_multiple_of(2) { parent(&hash, uncle) } else { parent(uncle, &hash) };
-            (layer, index) = (layer + 1, index / 2);
-        }
-        Some((layer, index, hash))
-    }
+/// The node right above a whole range.
+fn top(range: &HashRange) -> (u32, u64) {
+    let length = range.length.max(1);
+    (range.base_layer.saturating_add(length.ilog2()), u64::from(range.index / length))
 }
 
 #[cfg(test)]
@@ -189,6 +184,10 @@ mod tests {
         (tree, layers)
     }
 
+    fn range(base_layer: u32, index: u32, length: u32, proof_layers: u32) -> HashRange {
+        HashRange { pieces_root: [0; 32], base_layer, index, length, proof_layers }
+    }
+
     #[test]
     fn padding_is_built_of_zero_bytes_not_of_hashes_of_zeros() {
         assert_eq!(padding(0), [0; 32]);
@@ -210,7 +209,7 @@ mod tests {
     #[test]
     fn requests_outside_the_tree_are_not_allowed() {
         let tree = FileTree::new(5 << 14, 1 << 14);
-        let span = |layer, index, count, proof_layers| HashSpan { layer, index, count, proof_layers };
+        let span = range;
         assert!(tree.allows(&span(0, 0, 8, 0)));
         assert!(tree.allows(&span(0, 4, 4, 2)));
         assert!(tree.allows(&span(2, 0, 2, 0)));
@@ -225,7 +224,7 @@ mod tests {
             span(3, 0, 2, 0),
             span(4, 0, 2, 0),
             span(64, 0, 1, 0),
-            span(0, u64::MAX - 1, 2, 0),
+            span(0, u32::MAX - 1, 2, 0),
             span(0, 0, 1024, 0),
             span(u32::MAX, 0, 1, u32::MAX),
         ] {
@@ -252,20 +251,38 @@ mod tests {
             length in 1u64..3_000_000, seed: u8, layer in 0u32..8, at: u64, width in 1u32..5, proof in 0u32..9, flip: usize
         ) {
             let (tree, layers) = naive(length, 1 << 14, seed);
-            let count = 1u64 << width;
-            let index = (at % tree.nodes(layer.min(tree.height()))) / count * count;
-            let span = HashSpan { layer, index, count, proof_layers: proof };
-            prop_assume!(tree.allows(&span));
+            let index = (at % tree.nodes(layer.min(tree.height()))) as u32 >> width << width;
+            let range = range(layer, index, 1 << width, proof);
+            prop_assume!(tree.allows(&range));
             let node = |(layer, index): (u32, u64)| layers[layer as usize][index as usize];
-            let mut answer: Vec<Hash> = (index..index + count).map(|index| node((layer, index))).collect();
-            answer.extend(span.uncles().map(node));
-            let (top, place, hash) = span.climb(&answer).unwrap();
+            let mut answer: Vec<Hash> = (0..range.length).map(|at| node((layer, u64::from(index + at)))).collect();
+            answer.extend(uncles(&range).map(node));
+            prop_assert_eq!(uncles(&range).count(), range.uncles() as usize);
+            let (top, place, hash) = climb(&range, &answer).unwrap();
             prop_assert_eq!(top, (layer + proof + 1).max(layer + width));
             prop_assert_eq!(hash, node((top, place)));
             let flip = flip % answer.len();
             answer[flip][0] ^= 1;
-            prop_assert_ne!(span.climb(&answer).unwrap().2, hash);
-            prop_assert_eq!(span.climb(&answer[1..]), None);
+            prop_assert_ne!(climb(&range, &answer).unwrap().2, hash);
+            prop_assert_eq!(climb(&range, &answer[1..]), None);
+        }
+
+        #[test]
+        fn all_piece_roots_can_be_asked_for(length in 1u64..40_000_000, seed: u8) {
+            let (tree, layers) = naive(length, 1 << 15, seed);
+            let root = layers[layers.len() - 1][0];
+            let mut learnt = Vec::new();
+            for range in tree.piece_root_ranges(root) {
+                prop_assert!(tree.allows(&range), "{:?}", range);
+                let node = |(layer, index): (u32, u64)| layers[layer as usize][index as usize];
+                let nodes = (range.index..range.index + range.length).map(|at| node((range.base_layer, at.into())));
+                let answer: Vec<Hash> = nodes.chain(uncles(&range).map(node)).collect();
+                prop_assert_eq!(climb(&range, &answer), Some((tree.height(), 0, root)));
+                learnt.extend_from_slice(&answer[..range.length as usize]);
+            }
+            learnt.truncate(length.div_ceil(1 << 15) as usize);
+            prop_assert!(learnt.is_empty() == (length <= 1 << 15));
+            prop_assert!(learnt.is_empty() || tree.root(&learnt) == root);
         }
     }
 }
