@@ -5,6 +5,7 @@ mod completions;
 mod connect;
 mod deploy;
 mod doctor;
+mod fetch;
 mod generate;
 mod image;
 mod lab;
@@ -13,7 +14,9 @@ mod output;
 mod parse;
 mod post;
 mod rack;
+mod seed;
 mod serve;
+mod swarming;
 mod timeline;
 mod watch;
 
@@ -63,6 +66,10 @@ enum Command {
     Image(image::Command),
     /// Put an image on nodes, and follow it until their booted systems have proved it
     Deploy(deploy::Arguments),
+    /// Seed one file and track its swarm, without a controller
+    Seed(seed::Arguments),
+    /// Fetch a file through a swarm onto a disk or into a file, verified, without a controller
+    Fetch(fetch::Arguments),
     /// Kernel and initramfs that machines start over the network
     #[command(subcommand)]
     Bootenv(bootenv::Command),
@@ -101,6 +108,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(image::Command::Build(arguments)) => image::build::run(&arguments),
         Command::Image(command) => wait(image::run(&connection, command)),
         Command::Deploy(arguments) => wait(deploy::run(&connection, arguments)),
+        Command::Seed(arguments) => seed::run(&arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments),
         Command::Bootenv(command) => bootenv::run(&command),
         Command::Doctor(arguments) => doctor::run(&connection, &arguments),
         Command::Lab(command) => lab::run(command),

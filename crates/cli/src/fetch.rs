@@ -1,0 +1,219 @@
+//! `rackswarm fetch`: gets an image through a swarm, verified, and gives it on.
+
+mod destination;
+mod report;
+mod screen;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use image::{DiskSink, Manifest, PieceSink};
+use transport::bittorrent::{Download, FetchJob, Limits, Listener};
+
+use crate::swarming::{self, Behaviour, Listen, Signals};
+use crate::{output, parse};
+use report::Report;
+use screen::Screen;
+
+/// How often the progress is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// Sockets and files of the transport close within this time after it stopped.
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What to fetch, and whereto.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 only when every byte was verified and is on DEST; 1 otherwise; 128 and the signal's number when a
+signal ended it before. What was verified until then stays on DEST, and the next run fetches only what is missing.")]
+pub(crate) struct Arguments {
+    /// A .torrent file, its http:// address, or a magnet link
+    torrent: String,
+    /// Block device, file or folder; what it holds already is verified and kept
+    #[arg(value_name = "DEST")]
+    destination: PathBuf,
+    /// Where peers reach this node; without a port 6881 or, when that is taken, any other
+    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0")]
+    listen: Listen,
+    /// The rack that this node is in: its members fetch each piece across racks only once
+    #[arg(long, value_name = "NAME")]
+    rack: Option<String>,
+    /// How long to go on giving when everything is there
+    #[arg(long, value_name = "SECONDS|forever", default_value = "10")]
+    linger: Linger,
+    /// A JSON object about bytes, links, CPU and memory instead of the line `complete bytes=N seconds=S`
+    #[arg(long)]
+    json: bool,
+    /// Memory for pieces on their way
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse::size)]
+    memory: u64,
+    /// A peer that is known without a tracker; may be given again
+    #[arg(long = "peer", value_name = "IP:PORT")]
+    peers: Vec<SocketAddr>,
+    /// How to treat other peers; auto is cooperative where the tracker says that the swarm is one operator's
+    #[arg(long, value_enum, default_value_t)]
+    policy: Behaviour,
+    /// Give up after this time; without it trackers and peers are tried for ever
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<u64>,
+}
+
+/// How long to stay as a seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Linger {
+    For(Duration),
+    Forever,
+}
+
+impl FromStr for Linger {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "forever" => Ok(Self::Forever),
+            _ => text
+                .parse::<u32>()
+                .map(|seconds| Self::For(Duration::from_secs(seconds.into())))
+                .map_err(|_| format!("`{text}` is neither a number of seconds nor `forever`")),
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let start = Instant::now();
+    swarming::log_warnings();
+    swarming::runtime()?.block_on(fetch(arguments, start))
+}
+
+async fn fetch(arguments: &Arguments, start: Instant) -> Result<ExitCode> {
+    let mut signals = Signals::catch()?;
+    let screen = Screen::new();
+    let limit = arguments.limit.map(|seconds| start + Duration::from_secs(seconds));
+    let outcome = tokio::select! {
+        outcome = deliver(arguments, &screen, start) => outcome,
+        signal = signals.next() => {
+            screen.clear();
+            eprintln!("rackswarm: ended by {} before everything was there; the next run goes on from here", signal.name());
+            return Ok(signal.exit_code());
+        }
+        () = swarming::until(limit) => {
+            screen.clear();
+            bail!("not complete after {} s (--limit); the next run goes on from here", arguments.limit.unwrap_or(0));
+        }
+    };
+    let fetched = outcome.inspect_err(|_| screen.clear())?;
+    tokio::select! {
+        () = linger(arguments.linger) => {}
+        // Everything was verified and is on the disk: being told to leave now is no failure.
+        _ = signals.next() => {}
+    }
+    fetched.leave().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A download that is complete and serves others.
+struct Fetched {
+    download: Download,
+    _listener: Listener,
+}
+
+impl Fetched {
+    async fn leave(self) -> Result<()> {
+        tokio::time::timeout(RELEASE_LIMIT, self.download.stop()).await.ok().transpose().context("the end failed")?;
+        Ok(())
+    }
+}
+
+/// From the torrent's address to the one line on standard output.
+async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Result<Fetched> {
+    destination::check(&arguments.destination)?;
+    let torrent = swarming::torrent::read(&arguments.torrent).await?;
+    let manifest = Arc::new(Manifest::from_metainfo(&torrent)?);
+    let target = destination::of(&arguments.destination, manifest.name())?;
+    let sink = open(target, Arc::clone(&manifest), screen).await?;
+    let held = manifest.bytes_of(&sink.held());
+
+    let listener = bind(arguments.listen).await?;
+    let mut job = FetchJob::new(manifest, Arc::clone(&sink) as _);
+    job.trackers = swarming::torrent::trackers(torrent.announce(), !arguments.peers.is_empty());
+    job.peers.clone_from(&arguments.peers);
+    job.memory_bytes = arguments.memory;
+    arguments.policy.apply(&mut job.policy);
+    let mut download = Download::start(&listener, job)?;
+    follow(&mut download, screen).await?;
+
+    screen.message("make durable");
+    let closing = Arc::clone(&sink);
+    blocking(move || Ok(closing.finish(rand::random())?)).await?;
+    screen.clear();
+    let report = Report::gather(&download, &sink, held, start.elapsed()).await?;
+    output::say(if arguments.json { report.json()? } else { report.line() })?;
+    Ok(Fetched { download, _listener: listener })
+}
+
+/// Opens the destination, keeps what it holds and zeroes what is to be zero.
+async fn open(target: PathBuf, manifest: Arc<Manifest>, screen: &Screen) -> Result<Arc<DiskSink>> {
+    let screen = screen.clone();
+    blocking(move || {
+        let opened = destination::open(&target, manifest)?;
+        if opened.may_hold_pieces {
+            opened.sink.scan(&mut screen.follow("verify what is there"))?;
+        }
+        opened.sink.prepare(&mut screen.follow("zero"))?;
+        destination::check_space(&target, opened.sink.manifest().bytes_of(&opened.sink.missing()))?;
+        Ok(Arc::new(opened.sink))
+    })
+    .await
+}
+
+/// The wanted address, or another port of it when the usual one is taken.
+async fn bind(listen: Listen) -> Result<Listener> {
+    match Listener::bind(listen.address(swarming::PEER_PORT), Limits::default()).await {
+        Err(transport::Error::Listen { .. }) if listen.port.is_none() => {
+            Ok(Listener::bind(listen.address(0), Limits::default()).await?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Shows how far it is until everything is there.
+async fn follow(download: &mut Download, screen: &Screen) -> Result<()> {
+    let numbers = download.progress();
+    loop {
+        screen.progress(&numbers.borrow());
+        tokio::select! {
+            done = download.completed() => return done.map_err(swarming::plainly),
+            () = tokio::time::sleep(LOOK), if screen.is_seen() => {}
+        }
+    }
+}
+
+async fn linger(linger: Linger) {
+    match linger {
+        Linger::For(duration) => tokio::time::sleep(duration).await,
+        Linger::Forever => std::future::pending().await,
+    }
+}
+
+/// Runs what blocks off the thread of the network.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a thread ended unexpectedly; please report this")?
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lingering_is_a_number_or_for_ever() {
+        assert_eq!("forever".parse(), Ok(Linger::Forever));
+        assert_eq!("0".parse(), Ok(Linger::For(Duration::ZERO)));
+        assert!("-1".parse::<Linger>().unwrap_err().contains("forever"));
+    }
+}

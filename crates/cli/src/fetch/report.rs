@@ -1,0 +1,133 @@
+//! What a fetch cost: bytes by link, CPU and memory.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use image::DiskSink;
+use serde::Serialize;
+use swarm::ledger::Account;
+use transport::bittorrent::Download;
+
+/// The object that `--json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// Always true: without it there is no object.
+    complete: bool,
+    image: String,
+    destination: String,
+    /// Bytes of the image, every one verified.
+    bytes: u64,
+    /// From the start of the process until it was on the disk.
+    seconds: f64,
+    /// Bytes that needed not come: on the disk already, or zeros.
+    bytes_held: u64,
+    payload_received: u64,
+    payload_sent: u64,
+    /// Received for nothing: repeated, late or corrupt.
+    payload_wasted: u64,
+    peers: usize,
+    links: Vec<Link>,
+    dropped: Vec<Dropped>,
+    cpu_seconds: f64,
+    /// The most that was resident, program included.
+    peak_memory_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Link {
+    peer: String,
+    address: Option<String>,
+    received: u64,
+    wasted: u64,
+    sent: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Dropped {
+    address: String,
+    why: String,
+}
+
+impl Report {
+    pub(super) async fn gather(
+        download: &Download,
+        sink: &DiskSink,
+        bytes_held: u64,
+        elapsed: Duration,
+    ) -> Result<Self> {
+        let numbers = *download.progress().borrow();
+        let ledger = download.ledger().await.unwrap_or_default();
+        let total = ledger.total();
+        let links =
+            ledger.accounts().map(|(id, account)| Link::new(String::from_utf8_lossy(&id.0).into_owned(), account));
+        let manifest = sink.manifest();
+        let zeros = manifest.size_bytes() - manifest.payload_bytes();
+        Ok(Self {
+            complete: true,
+            image: manifest.name().to_owned(),
+            destination: sink.path().display().to_string(),
+            bytes: manifest.size_bytes(),
+            seconds: elapsed.as_secs_f64(),
+            bytes_held: bytes_held.max(zeros),
+            payload_received: total.received + total.wasted,
+            payload_sent: total.sent,
+            payload_wasted: total.wasted,
+            peers: numbers.peers,
+            links: links.collect(),
+            dropped: dropped(download).await,
+            cpu_seconds: cpu_seconds(),
+            peak_memory_bytes: peak_memory_bytes().unwrap_or(0),
+        })
+    }
+
+    /// The one line that scripts wait for.
+    pub(super) fn line(&self) -> String {
+        format!("complete bytes={} seconds={:.3}", self.bytes, self.seconds)
+    }
+
+    /// The object on one line.
+    pub(super) fn json(&self) -> Result<String> {
+        serde_json::to_string(self).context("cannot write JSON")
+    }
+}
+
+impl Link {
+    fn new(peer: String, account: &Account) -> Self {
+        let address = account.address.map(|address| address.to_string());
+        Self { peer, address, received: account.received, wasted: account.wasted, sent: account.sent }
+    }
+}
+
+/// Peers that were dropped, each reason once.
+async fn dropped(download: &Download) -> Vec<Dropped> {
+    let all = download.dropped().await;
+    let named: BTreeMap<String, String> =
+        all.iter().map(|dropped| (dropped.address.to_string(), dropped.cause.to_string())).collect();
+    named.into_iter().map(|(address, why)| Dropped { address, why }).collect()
+}
+
+/// User and system time of this process.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes << 10)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_used_cpu_and_memory() {
+        assert!(cpu_seconds() > 0.0);
+        assert!(peak_memory_bytes().unwrap() > 1 << 20);
+    }
+}

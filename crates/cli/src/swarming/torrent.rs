@@ -1,0 +1,58 @@
+//! Where a torrent comes from: a file, an HTTP server, or the swarm itself.
+
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use wire::metainfo::{MAX_METAINFO_BYTES, Metainfo};
+
+/// How long a server may take to give a .torrent.
+const GET_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads the torrent at a path or an address.
+pub(crate) async fn read(place: &str) -> Result<Metainfo> {
+    if place.starts_with("magnet:") {
+        bail!("magnet links cannot be followed yet: give the .torrent file or its http:// address");
+    }
+    ensure!(
+        !place.starts_with("https:"),
+        "{place} is https, and only http:// is understood: fetch the .torrent with another program first"
+    );
+    let bytes = if place.starts_with("http://") { get(place).await? } else { from_file(place)? };
+    Metainfo::decode(&bytes).with_context(|| format!("{place} is no .torrent that can be used"))
+}
+
+/// The trackers that can be asked; says what is left out.
+pub(crate) fn trackers(announce: &[String], knows_peers: bool) -> Vec<String> {
+    let (usable, other): (Vec<String>, Vec<String>) =
+        announce.iter().cloned().partition(|url| url.to_ascii_lowercase().starts_with("http://"));
+    if usable.is_empty() && !knows_peers {
+        let named = if other.is_empty() { "no tracker".to_owned() } else { format!("only {}", other.join(", ")) };
+        tracing::warn!("the torrent names {named}: peers must be given with --peer, or come to us");
+    }
+    usable
+}
+
+fn from_file(path: &str) -> Result<Vec<u8>> {
+    let file = File::open(path).with_context(|| format!("cannot open the torrent {path}"))?;
+    let mut bytes = Vec::new();
+    let limit = MAX_METAINFO_BYTES as u64 + 1;
+    file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read the torrent {path}"))?;
+    ensure!(bytes.len() <= MAX_METAINFO_BYTES, "{path} is larger than any .torrent ({MAX_METAINFO_BYTES} bytes)");
+    Ok(bytes)
+}
+
+async fn get(url: &str) -> Result<Vec<u8>> {
+    let failed = || format!("cannot get the torrent {url}");
+    // A proxy from the environment would be the wrong way into the provisioning network.
+    let client = reqwest::Client::builder().no_proxy().timeout(GET_DEADLINE).build().with_context(failed)?;
+    let answer = client.get(url).send().await.and_then(reqwest::Response::error_for_status);
+    let mut answer = answer.map_err(reqwest::Error::without_url).with_context(failed)?;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.with_context(failed)? {
+        ensure!(bytes.len() + chunk.len() <= MAX_METAINFO_BYTES, "{url} gives more than any .torrent has");
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
