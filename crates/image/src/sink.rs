@@ -42,6 +42,13 @@ pub trait PieceSource: Send + Sync {
     /// # Errors
     /// When the piece is not held, the range leaves it, or the device fails.
     fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), Error>;
+
+    /// The open file or device that holds a piece and the offset in it at which
+    /// the piece begins, for sending bytes straight from there; none when the
+    /// piece is not held or can only be [`read`](Self::read).
+    fn place(&self, _index: u32) -> Option<(&File, u64)> {
+        None
+    }
 }
 
 /// The disk, or a file in its place, that becomes an image.
@@ -309,6 +316,10 @@ impl PieceSource for DiskSink {
         let held = self.have().contains(index as usize);
         read_piece(&self.file, &self.path, &self.manifest, held, (index, begin), into)
     }
+
+    fn place(&self, index: u32) -> Option<(&File, u64)> {
+        self.have().contains(index as usize).then(|| (&self.file, self.manifest.piece_offset(index)))
+    }
 }
 
 /// A sealed image's file as a source of all its pieces.
@@ -341,6 +352,10 @@ impl FileSource {
 impl PieceSource for FileSource {
     fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), Error> {
         read_piece(&self.file, &self.path, &self.manifest, true, (index, begin), into)
+    }
+
+    fn place(&self, index: u32) -> Option<(&File, u64)> {
+        (index < self.manifest.piece_count()).then(|| (&self.file, self.manifest.piece_offset(index)))
     }
 }
 
