@@ -75,6 +75,17 @@ pub enum Error {
         /// Newest version known here.
         known: u32,
     },
+    /// A manifest is from an older version of this program.
+    #[error(
+        "the manifest has version {found}, this program reads version {known}: start the server of this version once, \
+         which seals the image anew"
+    )]
+    OldManifest {
+        /// Version found in the file.
+        found: u32,
+        /// Version that is read here.
+        known: u32,
+    },
     /// A .torrent cannot describe an image.
     #[error("this .torrent cannot be used as an image: {0}")]
     BadTorrent(String),

@@ -1,7 +1,8 @@
-//! Hashing a stream of pieces on every core.
+//! Hashing: pieces as torrents of both versions want them, and a stream of
+//! pieces on every core.
 //!
-//! One thread reads and hands buffers over; workers hash them; the buffers come
-//! back through a pool, whose size bounds the memory.
+//! Of a stream one thread reads and hands buffers over; workers hash them; the
+//! buffers come back through a pool, whose size bounds the memory.
 
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -9,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 
 use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
+use wire::metainfo::merkle::{self, FileTree, LEAF_BYTES};
 
 use crate::Error;
 
@@ -26,6 +28,12 @@ pub(crate) fn sha1(bytes: &[u8]) -> [u8; 20] {
     Sha1::digest(bytes).into()
 }
 
+/// The leaves of a piece (BEP 52): SHA-256 of each block of 16 KiB.
+#[must_use]
+pub fn leaf_hashes(piece: &[u8]) -> Vec<[u8; 32]> {
+    piece.chunks(LEAF_BYTES as usize).map(merkle::leaf).collect()
+}
+
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// Whether every byte is zero. Compares with a zero block, which the compiler
@@ -35,7 +43,7 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// Feeds `length` zero bytes to a running hash without holding them.
-pub(crate) fn update_zeros(hash: &mut Sha256, mut length: u64) {
+pub(crate) fn update_zeros(hash: &mut impl sha2::digest::Update, mut length: u64) {
     while length > 0 {
         let step = length.min(ZEROS.len() as u64);
         hash.update(&ZEROS[..step as usize]);
@@ -43,17 +51,90 @@ pub(crate) fn update_zeros(hash: &mut Sha256, mut length: u64) {
     }
 }
 
-/// Hashes of `length` zero bytes.
-pub(crate) fn zero_hashes(length: usize) -> ([u8; 32], [u8; 20]) {
-    let (mut wide, mut narrow) = (Sha256::new(), Sha1::new());
-    let mut left = length;
-    while left > 0 {
-        let step = left.min(ZEROS.len());
-        wide.update(&ZEROS[..step]);
-        narrow.update(&ZEROS[..step]);
-        left -= step;
+/// Which hashes of a piece are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) sha1: bool,
+    pub(crate) roots: bool,
+}
+
+/// The hashes of one piece, as far as they were wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PieceHash {
+    pub(crate) sha1: Option<[u8; 20]>,
+    pub(crate) root: Option<[u8; 32]>,
+}
+
+/// Hashes a piece in one pass, block after block, so that each block comes from
+/// memory once for both hashes.
+pub(crate) struct PieceHasher {
+    sha1: Option<Sha1>,
+    leaves: Option<Vec<[u8; 32]>>,
+}
+
+impl PieceHasher {
+    pub(crate) fn new(wanted: Wanted) -> Self {
+        Self { sha1: wanted.sha1.then(Sha1::new), leaves: wanted.roots.then(Vec::new) }
     }
-    (wide.finalize().into(), narrow.finalize().into())
+
+    /// Takes the next bytes, whole blocks of 16 KiB but at the end of the piece.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        for block in bytes.chunks(LEAF_BYTES as usize) {
+            if let Some(sha1) = &mut self.sha1 {
+                Digest::update(sha1, block);
+            }
+            if let Some(leaves) = &mut self.leaves {
+                leaves.push(merkle::leaf(block));
+            }
+        }
+    }
+
+    pub(crate) fn finish(self, tree: FileTree) -> PieceHash {
+        PieceHash {
+            sha1: self.sha1.map(|sha1| sha1.finalize().into()),
+            root: self.leaves.map(|leaves| tree.piece_root(&leaves)),
+        }
+    }
+}
+
+/// Hashes of all-zero pieces, computed once: the common one and the last,
+/// which may be shorter.
+pub(crate) struct ZeroHashes {
+    tree: FileTree,
+    common: PieceHash,
+    last: PieceHash,
+}
+
+impl ZeroHashes {
+    pub(crate) fn new(size_bytes: u64, piece_size_bytes: u32) -> Self {
+        let tree = FileTree::new(size_bytes, piece_size_bytes);
+        let common = zero_hash(u64::from(piece_size_bytes).min(size_bytes), tree);
+        let last = match size_bytes % u64::from(piece_size_bytes) {
+            0 => common,
+            short => zero_hash(short, tree),
+        };
+        Self { tree, common, last }
+    }
+
+    pub(crate) fn tree(&self) -> FileTree {
+        self.tree
+    }
+
+    pub(crate) fn of(&self, last: bool) -> PieceHash {
+        if last { self.last } else { self.common }
+    }
+}
+
+fn zero_hash(length: u64, tree: FileTree) -> PieceHash {
+    let mut sha1 = Sha1::new();
+    update_zeros(&mut sha1, length);
+    let block = &ZEROS[..LEAF_BYTES as usize];
+    let mut leaves = vec![merkle::leaf(block); (length / u64::from(LEAF_BYTES)) as usize];
+    let short = (length % u64::from(LEAF_BYTES)) as usize;
+    if short > 0 {
+        leaves.push(merkle::leaf(&block[..short]));
+    }
+    PieceHash { sha1: Some(sha1.finalize().into()), root: Some(tree.piece_root(&leaves)) }
 }
 
 /// What is handed to the threads: one piece, or a known run of zeros.
@@ -178,7 +259,7 @@ fn hash_whole(queue: &Receiver<Work>, pool: &Sender<Vec<u8>>) -> [u8; 32] {
     while let Ok(work) = queue.recv() {
         match work {
             Work::Bytes(_, bytes) => {
-                hash.update(bytes.as_slice());
+                Digest::update(&mut hash, bytes.as_slice());
                 give_back(bytes, pool);
             }
             Work::Zeros(length) => update_zeros(&mut hash, length),
@@ -202,9 +283,16 @@ mod tests {
 
     #[test]
     fn zero_hashes_equal_hashing_zeros() {
-        for length in [1usize, 512, 65_535, 65_536, 200_000] {
-            let zeros = vec![0; length];
-            assert_eq!(zero_hashes(length), (sha256(&zeros), sha1(&zeros)));
+        for (size, piece) in [(1u64, 16 << 10), (512, 16 << 10), (65_537, 16 << 10), (200_000, 64 << 10)] {
+            let zeros = vec![0; size as usize];
+            let zero = ZeroHashes::new(size, piece);
+            let count = zeros.chunks(piece as usize).count();
+            for (index, bytes) in zeros.chunks(piece as usize).enumerate() {
+                let mut hasher = PieceHasher::new(Wanted { sha1: true, roots: true });
+                hasher.update(bytes);
+                assert_eq!(zero.of(index + 1 == count), hasher.finish(zero.tree()), "{size} {index}");
+            }
+            assert_eq!(zero.of(true).sha1, zeros.chunks(piece as usize).last().map(sha1));
             assert!(is_zero(&zeros));
         }
         let mut one = vec![0; 100_000];

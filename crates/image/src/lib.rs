@@ -12,22 +12,26 @@
 mod error;
 pub mod format;
 mod hash;
+mod leaves;
 mod manifest;
+pub mod metainfo;
 mod registry;
 pub mod seal;
 mod sink;
+mod spans;
 mod sparse;
-mod torrent;
+mod twins;
 
 use std::ops::ControlFlow;
 
 pub use error::Error;
 pub use fleet::ids::{Digest, ImageName};
 pub use format::Format;
+pub use hash::leaf_hashes;
 pub use manifest::{Corrupt, CorruptReason, MAX_IMAGE_BYTES, Manifest, PieceHashes, VerifiedPiece, piece_size_for};
 pub use registry::{Entry, Image, ImportOptions, Registry};
 pub use sink::{DiskSink, FileSource, Finished, PieceSink, PieceSource};
-pub use wire::metainfo::InfoHash;
+pub use wire::metainfo::{InfoHash, InfoHashV2};
 
 /// A set of piece indices, one bit for each piece of an image.
 pub type PieceSet = fixedbitset::FixedBitSet;

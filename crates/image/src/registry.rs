@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use crate::format::{self, Format};
 use crate::manifest::{MAX_IMAGE_BYTES, Manifest, PieceHashes, check_piece_size, piece_size_for};
 use crate::seal::{Seal, Sealed, Source, read_full};
-use crate::{Error, Progress, sparse, torrent};
+use crate::{Error, Progress, metainfo, sparse};
 
 const DISK: &str = "disk.raw";
 const MANIFEST: &str = "manifest.json";
@@ -91,7 +91,7 @@ impl Image {
     /// When the file is gone or damaged.
     pub fn metainfo(&self) -> Result<wire::metainfo::Metainfo, Error> {
         let path = self.folder.join(TORRENT);
-        torrent::parse(&read_bounded(&path, MAX_MANIFEST_BYTES)?)
+        metainfo::parse(&read_bounded(&path, MAX_MANIFEST_BYTES)?)
     }
 
     /// The bytes of a .torrent for ordinary clients, announcing to these URLs.
@@ -99,7 +99,7 @@ impl Image {
     /// # Errors
     /// When the stored one is gone or damaged.
     pub fn torrent(&self, announce: &[String]) -> Result<Vec<u8>, Error> {
-        torrent::with_trackers(&self.metainfo()?, announce)
+        metainfo::with_trackers(self.metainfo()?, announce)
     }
 }
 
@@ -310,7 +310,7 @@ impl Registry {
         let sealed = sealed?;
         let name = options.name.as_str();
         let manifest = Manifest::from_sealed(&options.name, &sealed)?;
-        let torrent = torrent::with_trackers(&torrent::of_sealed(name, &sealed)?, &[])?;
+        let torrent = metainfo::with_trackers(metainfo::of_sealed(name, &sealed)?, &[])?;
         let full = |error: Error| error.or_no_space(&self.folder, sealed.size_bytes);
         incoming.write(MANIFEST, manifest.to_json().as_bytes()).map_err(full)?;
         incoming.write(TORRENT, &torrent).map_err(full)?;
@@ -364,10 +364,10 @@ fn check_size(what: &Path, size_bytes: u64) -> Result<(), Error> {
 
 fn compare(path: &Path, manifest: &Manifest, sealed: &Sealed) -> Result<(), Error> {
     let differs = |index: &usize| match manifest.pieces() {
-        PieceHashes::Sha256(hashes) => hashes[*index] != sealed.sha256[*index],
+        PieceHashes::Roots(hashes) => hashes[*index] != sealed.roots[*index],
         PieceHashes::Sha1(hashes) => hashes[*index] != sealed.sha1[*index],
     };
-    let mut corrupt = (0..sealed.sha256.len()).filter(differs);
+    let mut corrupt = (0..sealed.roots.len()).filter(differs);
     if let Some(first) = corrupt.next() {
         return Err(Error::CorruptPieces { what: path.to_owned(), count: 1 + corrupt.count(), first: first as u32 });
     }

@@ -9,9 +9,9 @@ use std::thread;
 
 use fleet::ids::Digest;
 
-use crate::hash::{Hashed, Pipeline, is_zero, sha1, sha256, zero_hashes};
-use crate::manifest::{MAX_IMAGE_BYTES, check_piece_size, piece_size_for};
-use crate::{Error, Progress, sparse};
+use crate::hash::{Hashed, PieceHash, PieceHasher, Pipeline, Wanted, ZeroHashes, is_zero};
+use crate::manifest::{check_piece_size, piece_size_for};
+use crate::{Error, Progress, spans, sparse};
 
 /// Everything that hashing an image's raw content yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +22,19 @@ pub struct Sealed {
     pub piece_size_bytes: u32,
     /// SHA-256 of the whole, zeros included.
     pub digest: Digest,
-    /// SHA-256 of each piece.
-    pub sha256: Vec<[u8; 32]>,
-    /// SHA-1 of each piece, for the version 1 .torrent (BEP 3).
+    /// The root of each piece in the tree of SHA-256 (BEP 52).
+    pub roots: Vec<[u8; 32]>,
+    /// SHA-1 of each piece, for ordinary clients (BEP 3).
     pub sha1: Vec<[u8; 20]>,
+}
+
+impl Sealed {
+    fn set(&mut self, index: usize, hash: PieceHash) {
+        if let (Some(root), Some(sha1)) = (hash.root, hash.sha1) {
+            self.roots[index] = root;
+            self.sha1[index] = sha1;
+        }
+    }
 }
 
 /// Hashes a raw file where it lies, for images outside a registry.
@@ -33,11 +42,7 @@ pub struct Sealed {
 /// # Errors
 /// When the file cannot be read, is empty, or the piece size is not allowed.
 pub fn seal_file(path: &Path, piece_size_bytes: Option<u64>, progress: &mut Progress<'_>) -> Result<Sealed, Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let size_bytes = file.metadata().map_err(Error::io("measure", path))?.len();
-    if size_bytes == 0 || size_bytes > MAX_IMAGE_BYTES {
-        return Err(Error::BadSize { what: path.to_owned(), size_bytes });
-    }
+    let (file, size_bytes) = spans::open_source(path)?;
     let piece_size_bytes = check_piece_size(piece_size_bytes.unwrap_or_else(|| piece_size_for(size_bytes).into()))?;
     Seal { source: Source::File(&file), source_path: path, size_bytes, piece_size_bytes, copy: None }.run(progress)
 }
@@ -74,12 +79,19 @@ impl Seal<'_, '_> {
             size_bytes: self.size_bytes,
             piece_size_bytes: self.piece_size_bytes,
             digest: Digest([0; 32]),
-            sha256: (0..count).map(|index| zero.of(index == count - 1).0).collect(),
-            sha1: (0..count).map(|index| zero.of(index == count - 1).1).collect(),
+            roots: vec![[0; 32]; count],
+            sha1: vec![[0; 20]; count],
+        };
+        for index in 0..count {
+            sealed.set(index, zero.of(index + 1 == count));
+        }
+        let hash = |_: u32, bytes: &[u8]| {
+            let mut hasher = PieceHasher::new(Wanted { sha1: true, roots: true });
+            hasher.update(bytes);
+            hasher.finish(zero.tree())
         };
         let hashed = thread::scope(|scope| {
-            let pipeline =
-                Pipeline::start(scope, self.piece_size_bytes as usize, true, |_, bytes| (sha256(bytes), sha1(bytes)));
+            let pipeline = Pipeline::start(scope, self.piece_size_bytes as usize, true, &hash);
             let mut buffer = pipeline.buffer()?;
             for index in 0..count {
                 let offset = index as u64 * piece;
@@ -99,9 +111,8 @@ impl Seal<'_, '_> {
             pipeline.finish()
         })?;
         let Hashed { results, whole } = hashed;
-        for (index, (wide, narrow)) in results {
-            sealed.sha256[index as usize] = wide;
-            sealed.sha1[index as usize] = narrow;
+        for (index, hash) in results {
+            sealed.set(index as usize, hash);
         }
         sealed.digest = Digest(whole.ok_or(Error::WorkerDied)?);
         Ok(sealed)
@@ -148,28 +159,6 @@ impl Seal<'_, '_> {
     }
 }
 
-/// Hashes of all-zero pieces, computed once: the common one and the last,
-/// which may be shorter.
-pub(crate) struct ZeroHashes {
-    common: ([u8; 32], [u8; 20]),
-    last: ([u8; 32], [u8; 20]),
-}
-
-impl ZeroHashes {
-    pub(crate) fn new(size_bytes: u64, piece_size_bytes: u32) -> Self {
-        let common = zero_hashes(piece_size_bytes as usize);
-        let last = match size_bytes % u64::from(piece_size_bytes) {
-            0 => common,
-            short => zero_hashes(short as usize),
-        };
-        Self { common, last }
-    }
-
-    pub(crate) fn of(&self, last: bool) -> ([u8; 32], [u8; 20]) {
-        if last { self.last } else { self.common }
-    }
-}
-
 /// Reads until the buffer is full or the stream ends.
 pub(crate) fn read_full(stream: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
@@ -188,15 +177,18 @@ pub(crate) fn read_full(stream: &mut (impl Read + ?Sized), buffer: &mut [u8]) ->
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::hash::{leaf_hashes, sha1, sha256};
     use crate::no_progress;
     use proptest::prelude::*;
+    use wire::metainfo::merkle::FileTree;
 
     fn naive(content: &[u8], piece: usize) -> Sealed {
+        let tree = FileTree::new(content.len() as u64, piece as u32);
         Sealed {
             size_bytes: content.len() as u64,
             piece_size_bytes: piece as u32,
             digest: Digest(sha256(content)),
-            sha256: content.chunks(piece).map(sha256).collect(),
+            roots: content.chunks(piece).map(|piece| tree.piece_root(&leaf_hashes(piece))).collect(),
             sha1: content.chunks(piece).map(sha1).collect(),
         }
     }

@@ -413,25 +413,28 @@ fn sample(piece_count: u32, seed: u64) -> Vec<u32> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::hash::sha256;
+    use crate::hash::leaf_hashes;
     use crate::manifest::{Parts, PieceHashes};
     use crate::no_progress;
     use proptest::prelude::*;
     use std::fs;
     use std::os::unix::fs::MetadataExt;
+    use wire::metainfo::merkle::FileTree;
 
     const PIECE: usize = 16 << 10;
 
     fn manifest_of(content: &[u8]) -> Arc<Manifest> {
-        let pieces = PieceHashes::Sha256(content.chunks(PIECE).map(sha256).collect());
+        let tree = FileTree::new(content.len() as u64, PIECE as u32);
+        let roots = content.chunks(PIECE).map(|piece| tree.piece_root(&leaf_hashes(piece))).collect();
         Arc::new(
             Manifest::new(Parts {
                 name: "test".into(),
                 size_bytes: content.len() as u64,
                 piece_size_bytes: PIECE as u64,
                 digest: None,
-                pieces,
-                infohash: None,
+                pieces: PieceHashes::Roots(roots),
+                v1: None,
+                v2: None,
             })
             .unwrap(),
         )

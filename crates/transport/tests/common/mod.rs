@@ -16,7 +16,6 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::announce::{AnnounceRequest, Answer};
-use wire::metainfo::{Info, Metainfo};
 
 /// What anything here may take on a busy machine with two cores.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -63,18 +62,10 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// The version 1 torrent, for ordinary clients.
+    /// The hybrid torrent, for ordinary clients.
     pub fn torrent(&self, trackers: Vec<String>) -> PathBuf {
         let sealed = seal_file(&self.image, Some(256 << 10), &mut no_progress).unwrap();
-        let info = Info {
-            name: "golden".into(),
-            piece_length: sealed.piece_size_bytes,
-            length: sealed.size_bytes,
-            pieces: Some(sealed.sha1),
-            v2: None,
-            private: true,
-        };
-        let metainfo = Metainfo::new(info, trackers).unwrap();
+        let metainfo = image::metainfo::of_sealed("golden", &sealed).unwrap().with_trackers(trackers).unwrap();
         assert_eq!(Some(metainfo.info_hash()), self.manifest.infohash());
         let path = self.path("golden.torrent");
         fs::write(&path, metainfo.encode().unwrap()).unwrap();
