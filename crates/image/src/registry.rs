@@ -18,13 +18,14 @@ use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fleet::ids::ImageName;
+use fleet::ids::{Digest, ImageName};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
+use serde::Deserialize;
 
 use crate::format::{self, Format};
 use crate::manifest::{MAX_IMAGE_BYTES, Manifest, PieceHashes, check_piece_size, piece_size_for};
-use crate::seal::{Seal, Sealed, Source, read_full};
+use crate::seal::{Seal, Sealed, Source, read_full, seal_file};
 use crate::{Error, Progress, metainfo, sparse};
 
 const DISK: &str = "disk.raw";
@@ -114,10 +115,12 @@ pub struct Entry {
 
 impl Registry {
     /// Opens the folder of images, creating it when it is not there, and
-    /// removes what killed imports left behind.
+    /// removes what killed imports left behind. Images that an older version
+    /// sealed are sealed anew, which reads them once.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// When the folder cannot be made or read. An image that cannot be sealed
+    /// anew is left as it is, and is listed with its error.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -127,9 +130,38 @@ impl Registry {
         for name in registry.file_names()? {
             if name.starts_with(INCOMING) || name.starts_with(REMOVED) {
                 remove_leftover(&registry.folder.join(name))?;
+            } else if let Ok(name) = name.parse() {
+                registry.renew(&name);
             }
         }
         Ok(registry)
+    }
+
+    /// Seals an image anew if its manifest is of an older format.
+    fn renew(&self, name: &ImageName) {
+        let Err(Error::OldManifest { found, .. }) = self.get(name) else { return };
+        tracing::info!(image = %name, version = found, "sealing an image of an older version anew; this happens once");
+        match self.reseal(name) {
+            Ok(()) => tracing::info!(image = %name, "sealed anew"),
+            Err(error) => tracing::error!(image = %name, %error, "cannot be sealed anew: import it again"),
+        }
+    }
+
+    /// Writes manifest and torrent of the present format for content whose
+    /// digest is still what the old manifest says.
+    fn reseal(&self, name: &ImageName) -> Result<(), Error> {
+        let folder = self.folder.join(name.as_str());
+        let old = OldManifest::read(&read_bounded(&folder.join(MANIFEST), MAX_MANIFEST_BYTES)?)?;
+        let disk = folder.join(DISK);
+        let sealed = seal_file(&disk, Some(old.piece_size_bytes), &mut crate::no_progress)?;
+        if sealed.digest != old.digest {
+            return Err(Error::WrongDigest { what: disk, found: sealed.digest, expected: old.digest });
+        }
+        let (manifest, torrent) = describe(name, &sealed)?;
+        // The torrent first: while the manifest is the old one, all of this happens again.
+        replace(&folder.join(TORRENT), &torrent)?;
+        replace(&folder.join(MANIFEST), manifest.to_json().as_bytes())?;
+        sync_folder(&folder)
     }
 
     /// Imports a file or block device: raw is copied, other formats are
@@ -309,8 +341,7 @@ impl Registry {
     ) -> Result<Image, Error> {
         let sealed = sealed?;
         let name = options.name.as_str();
-        let manifest = Manifest::from_sealed(&options.name, &sealed)?;
-        let torrent = metainfo::with_trackers(metainfo::of_sealed(name, &sealed)?, &[])?;
+        let (manifest, torrent) = describe(&options.name, &sealed)?;
         let full = |error: Error| error.or_no_space(&self.folder, sealed.size_bytes);
         incoming.write(MANIFEST, manifest.to_json().as_bytes()).map_err(full)?;
         incoming.write(TORRENT, &torrent).map_err(full)?;
@@ -341,6 +372,35 @@ impl Registry {
             .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
         Ok(names.map_err(read)?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
+}
+
+/// The manifest and the torrent without trackers.
+fn describe(name: &ImageName, sealed: &Sealed) -> Result<(Manifest, Vec<u8>), Error> {
+    let torrent = metainfo::with_trackers(metainfo::of_sealed(name.as_str(), sealed)?, &[])?;
+    Ok((Manifest::from_sealed(name, sealed)?, torrent))
+}
+
+/// What is needed of a manifest of version 1: how it was cut, and what proves
+/// that the content is still the same.
+#[derive(Deserialize)]
+struct OldManifest {
+    piece_size_bytes: u64,
+    digest: Digest,
+}
+
+impl OldManifest {
+    fn read(text: &[u8]) -> Result<Self, Error> {
+        serde_json::from_slice(text).map_err(|error| Error::BadManifest(error.to_string()))
+    }
+}
+
+/// Replaces a small file so that a crash leaves the old or the new one.
+fn replace(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let next = path.with_extension("new");
+    let mut file = File::create(&next).map_err(Error::io("create", &next))?;
+    io::Write::write_all(&mut file, content).map_err(Error::io("write", &next))?;
+    file.sync_all().map_err(Error::io("write", &next))?;
+    fs::rename(&next, path).map_err(Error::io("replace", path))
 }
 
 fn format_of(path: &Path, file: &File, options: &ImportOptions) -> Result<Format, Error> {

@@ -193,7 +193,7 @@ fn what_leads_to_other_files_or_is_encrypted_is_refused() {
             "--object",
             "secret,id=s,data=secret",
             "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200",
             &text(&encrypted),
             "4M",
         ],
@@ -362,8 +362,50 @@ fn the_torrent_names_the_same_swarm_with_and_without_trackers() {
     assert_eq!(from_torrent.zero_pieces(), image.manifest.zero_pieces());
     assert_eq!(from_torrent.size_bytes(), image.manifest.size_bytes());
     assert_eq!(from_torrent.digest(), None);
+    assert_eq!(from_torrent.pieces(), image.manifest.pieces());
+    assert_eq!(from_torrent.infohash_v2(), served.v2());
     let piece = fs::read(image.disk_path()).unwrap()[..256 << 10].to_vec();
     assert_eq!(from_torrent.verify(0, piece.clone()).unwrap().bytes(), piece);
+}
+
+/// The manifest that version 0.1 wrote for an image: a plain SHA-256 of each piece.
+fn old_manifest(image: &rackswarm_image::Image) -> String {
+    let manifest = &image.manifest;
+    let hashes = "AAAA".repeat(32 * manifest.piece_count() as usize / 3);
+    format!(
+        r#"{{ "version": 1, "name": "{}", "size_bytes": {}, "piece_size_bytes": {}, "digest": "{}", "infohash": "{}",
+            "pieces": {{ "sha256": "{hashes}" }} }}"#,
+        manifest.name(),
+        manifest.size_bytes(),
+        manifest.piece_size_bytes(),
+        manifest.digest().unwrap(),
+        "00".repeat(20),
+    )
+}
+
+#[test]
+fn an_image_of_an_older_version_is_sealed_anew_unless_it_changed() {
+    let bench = Bench::new();
+    let image = bench.registry.import(&bench.raw_disk(), &options("debian"), &mut no_progress).unwrap();
+    let manifest = image.disk_path().with_file_name("manifest.json");
+    fs::write(&manifest, old_manifest(&image)).unwrap();
+    fs::write(manifest.with_file_name("image.torrent"), "an old torrent").unwrap();
+    let error = bench.registry.get(&"debian".parse().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("version 1") && error.contains("seals the image anew"), "{error}");
+
+    let registry = Registry::open(bench.path("images")).unwrap();
+    let renewed = registry.get(&"debian".parse().unwrap()).unwrap();
+    assert_eq!(renewed.manifest, image.manifest);
+    assert_eq!(renewed.metainfo().unwrap().v2(), image.manifest.infohash_v2());
+    registry.verify(&"debian".parse().unwrap(), &mut no_progress).unwrap();
+
+    let digest = image.manifest.digest().unwrap().to_string();
+    let other = format!("sha256:{}", "0".repeat(64));
+    fs::write(&manifest, old_manifest(&image).replace(&digest, &other)).unwrap();
+    let registry = Registry::open(bench.path("images")).unwrap();
+    let entry = registry.list().unwrap().remove(0);
+    assert!(matches!(entry.image, Err(Error::OldManifest { found: 1, .. })), "not lost, and not trusted");
+    assert_eq!(fs::read(image.disk_path()).unwrap().len(), 24 << 20);
 }
 
 /// Not a test by itself: what [`an_import_killed_at_any_instant_leaves_nothing_or_a_whole_image`]
