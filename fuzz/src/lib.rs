@@ -5,6 +5,11 @@
 pub mod announce;
 pub mod bencode;
 pub mod dhcp;
+pub mod extension;
+pub mod handshake;
+pub mod lsd;
+pub mod magnet;
 pub mod metainfo;
 pub mod peer;
 pub mod tftp;
+pub mod udp_tracker;

@@ -24,6 +24,10 @@ pub const MAX_SCRAPE: usize = 64;
 
 /// Key of our own part of an answer, and the parameter that asks for it.
 const OWN_KIND: &str = "rackswarm";
+const RACK: &str = "rack";
+
+/// The parameters that only our own kind sends.
+pub(crate) const OWN_KEYS: [&str; 2] = [OWN_KIND, RACK];
 
 /// Why a query or an answer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,13 +126,7 @@ impl AnnounceRequest {
         if let Some(num_want) = self.num_want {
             let _ = write!(query, "&numwant={num_want}");
         }
-        if self.own_kind {
-            let _ = write!(query, "&{OWN_KIND}=1");
-        }
-        if let Some(rack) = &self.rack {
-            query.push_str("&rack=");
-            put_escaped(&mut query, rack.as_str().as_bytes());
-        }
+        put_own_pairs(&mut query, '&', self);
         query
     }
 
@@ -160,15 +158,44 @@ impl AnnounceRequest {
             event,
             num_want: num_want(&parameters)?,
             compact: parameters.get("compact")?.as_deref() != Some(b"0"),
-            own_kind: parameters.get(OWN_KIND)?.as_deref() == Some(b"1"),
+            own_kind: is_own_kind(&parameters)?,
             rack: rack(&parameters)?,
         })
     }
 }
 
+fn is_own_kind(parameters: &Parameters<'_>) -> Result<bool, AnnounceError> {
+    Ok(parameters.get(OWN_KIND)?.as_deref() == Some(b"1"))
+}
+
 fn rack(parameters: &Parameters<'_>) -> Result<Option<RackName>, AnnounceError> {
-    let Some(bytes) = parameters.get("rack")? else { return Ok(None) };
-    RackName::from_bytes(&bytes).map(Some).ok_or(AnnounceError::Invalid("rack"))
+    let Some(bytes) = parameters.get(RACK)? else { return Ok(None) };
+    RackName::from_bytes(&bytes).map(Some).ok_or(AnnounceError::Invalid(RACK))
+}
+
+/// Appends what only our own kind says, with `separator` before the first pair.
+fn put_own_pairs(query: &mut String, mut separator: char, request: &AnnounceRequest) {
+    if request.own_kind {
+        // Writing to a String cannot fail.
+        let _ = write!(query, "{separator}{OWN_KIND}=1");
+        separator = '&';
+    }
+    if let Some(rack) = &request.rack {
+        let _ = write!(query, "{separator}{RACK}=");
+        put_escaped(query, rack.as_str().as_bytes());
+    }
+}
+
+/// Appends what only our own kind says to path and query of a tracker's URL.
+pub(crate) fn put_own_keys(url: &mut String, request: &AnnounceRequest) {
+    let separator = if url.contains('?') { '&' } else { '?' };
+    put_own_pairs(url, separator, request);
+}
+
+/// Reads back what [`put_own_keys`] wrote: own kind or not, and the rack.
+pub(crate) fn decode_own_keys(query: &str) -> Result<(bool, Option<RackName>), AnnounceError> {
+    let parameters = Parameters::read(query)?;
+    Ok((is_own_kind(&parameters)?, rack(&parameters)?))
 }
 
 /// Some clients send -1 for "the tracker's default".
@@ -195,6 +222,21 @@ pub struct Guidance {
     pub cooperative: bool,
     /// The rack that the asking peer stands in, if the tracker knows.
     pub rack: Option<RackName>,
+}
+
+impl Guidance {
+    pub(crate) fn to_value(&self) -> Value<'_> {
+        let mut pairs = vec![(b"cooperative".as_slice(), Value::Integer(self.cooperative.into()))];
+        pairs.extend(self.rack.as_ref().map(|rack| (RACK.as_bytes(), Value::Bytes(rack.as_str().as_bytes()))));
+        Value::Dictionary(Dictionary::new(pairs))
+    }
+
+    pub(crate) fn from_dictionary(dictionary: &Dictionary<'_>) -> Guidance {
+        Guidance {
+            cooperative: dictionary.get("cooperative").and_then(Value::as_integer) == Some(1_u8),
+            rack: dictionary.get(RACK).and_then(Value::as_bytes).and_then(RackName::from_bytes),
+        }
+    }
 }
 
 /// Peers and numbers from a tracker.
@@ -243,7 +285,7 @@ impl Answer {
         if let Some(warning) = &value.warning {
             pairs.push((b"warning message", Value::Bytes(warning.as_bytes())));
         }
-        pairs.extend(value.guidance.as_ref().map(|guidance| (OWN_KIND.as_bytes(), guidance_dictionary(guidance))));
+        pairs.extend(value.guidance.as_ref().map(|guidance| (OWN_KIND.as_bytes(), guidance.to_value())));
         let addresses = || value.peers.iter().map(|peer| peer.address);
         let (v4, v6) = (compact::encode_v4(addresses()), compact::encode_v6(addresses()));
         let texts: Vec<String> = value.peers.iter().map(|peer| peer.address.ip().to_string()).collect();
@@ -280,7 +322,7 @@ impl Answer {
             incomplete: number("incomplete"),
             warning: top.get("warning message").and_then(Value::as_bytes).map(readable),
             peers,
-            guidance: top.get(OWN_KIND).and_then(Value::as_dictionary).map(decode_guidance),
+            guidance: top.get(OWN_KIND).and_then(Value::as_dictionary).map(Guidance::from_dictionary),
         }))
     }
 }
@@ -306,19 +348,6 @@ fn peer_dictionary<'a>(peer: &'a AnnouncedPeer, ip: &'a str) -> Value<'a> {
         pairs.push((b"peer id", Value::Bytes(&id.0)));
     }
     Value::Dictionary(Dictionary::new(pairs))
-}
-
-fn guidance_dictionary(guidance: &Guidance) -> Value<'_> {
-    let mut pairs = vec![(b"cooperative".as_slice(), Value::Integer(guidance.cooperative.into()))];
-    pairs.extend(guidance.rack.as_ref().map(|rack| (b"rack".as_slice(), Value::Bytes(rack.as_str().as_bytes()))));
-    Value::Dictionary(Dictionary::new(pairs))
-}
-
-fn decode_guidance(dictionary: &Dictionary<'_>) -> Guidance {
-    Guidance {
-        cooperative: dictionary.get("cooperative").and_then(Value::as_integer) == Some(1_u8),
-        rack: dictionary.get("rack").and_then(Value::as_bytes).and_then(RackName::from_bytes),
-    }
 }
 
 fn decode_peers(top: &Dictionary<'_>) -> Result<Vec<AnnouncedPeer>, AnnounceError> {
@@ -583,6 +612,29 @@ mod tests {
         assert!(Answer::decode(&vec![b'a'; MAX_RESPONSE_BYTES + 1]).is_err());
         let shouted = b"d14:failure reason5:a\x1b[1me";
         assert_eq!(Answer::decode(shouted), Ok(Answer::Failure("a[1m".to_owned())));
+    }
+
+    #[test]
+    fn our_own_kind_is_known_and_guided() {
+        let rack = Some(RackName::new("row 3/7").unwrap());
+        let sent = AnnounceRequest { own_kind: true, rack: rack.clone(), ..request() };
+        let query = sent.encode_query();
+        assert!(query.ends_with("&rackswarm=1&rack=row%203%2F7"), "{query}");
+        assert_eq!(AnnounceRequest::decode_query(&query), Ok(sent));
+        let unknown = query.replace("rackswarm=1", "rackswarm=2");
+        assert!(!AnnounceRequest::decode_query(&unknown).unwrap().own_kind);
+        let nowhere = query.replace("rack=row%203%2F7", "rack=");
+        assert_eq!(AnnounceRequest::decode_query(&nowhere), Err(AnnounceError::Invalid("rack")));
+
+        for guidance in [None, Some(Guidance { cooperative: true, rack }), Some(Guidance::default())] {
+            let answer =
+                Answer::Peers(AnnounceResponse { interval_seconds: 30, guidance, ..AnnounceResponse::default() });
+            assert_eq!(Answer::decode(&answer.encode(true).unwrap()), Ok(answer.clone()));
+            assert_eq!(Answer::decode(&answer.encode(false).unwrap()), Ok(answer));
+        }
+        let plain = b"d8:intervali30e5:peers0:9:rackswarmd11:cooperativei1e4:rack2:r7ee";
+        let Answer::Peers(read) = Answer::decode(plain).unwrap() else { panic!("peers expected") };
+        assert_eq!(read.guidance, Some(Guidance { cooperative: true, rack: Some(RackName::new("r7").unwrap()) }));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-const V4_BYTES: usize = 6;
-const V6_BYTES: usize = 18;
+/// Bytes of an address and port of version 4.
+pub(crate) const V4_BYTES: usize = 6;
+/// Bytes of an address and port of version 6.
+pub(crate) const V6_BYTES: usize = 18;
 
 /// Those of version 4, in their order.
 pub(crate) fn encode_v4(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<u8> {

@@ -8,10 +8,20 @@
 mod announce;
 #[path = "../../../fuzz/src/bencode.rs"]
 mod bencode;
+#[path = "../../../fuzz/src/extension.rs"]
+mod extension;
+#[path = "../../../fuzz/src/handshake.rs"]
+mod handshake;
+#[path = "../../../fuzz/src/lsd.rs"]
+mod lsd;
+#[path = "../../../fuzz/src/magnet.rs"]
+mod magnet;
 #[path = "../../../fuzz/src/metainfo.rs"]
 mod metainfo;
 #[path = "../../../fuzz/src/peer.rs"]
 mod peer;
+#[path = "../../../fuzz/src/udp_tracker.rs"]
+mod udp_tracker;
 
 use std::fs;
 use std::path::Path;
@@ -30,8 +40,33 @@ fn replay(format: &str, check: fn(&[u8]) -> bool) {
 }
 
 #[test]
+fn announce_corpus() {
+    replay("announce", announce::check);
+}
+
+#[test]
 fn bencode_corpus() {
     replay("bencode", bencode::check);
+}
+
+#[test]
+fn extension_corpus() {
+    replay("extension", extension::check);
+}
+
+#[test]
+fn handshake_corpus() {
+    replay("handshake", handshake::check);
+}
+
+#[test]
+fn lsd_corpus() {
+    replay("lsd", lsd::check);
+}
+
+#[test]
+fn magnet_corpus() {
+    replay("magnet", magnet::check);
 }
 
 #[test]
@@ -45,6 +80,6 @@ fn peer_corpus() {
 }
 
 #[test]
-fn announce_corpus() {
-    replay("announce", announce::check);
+fn udp_tracker_corpus() {
+    replay("udp_tracker", udp_tracker::check);
 }

@@ -91,3 +91,69 @@ impl ExtensionHandshake {
         out.extend(Value::Dictionary(Dictionary::new(pairs)).encode().unwrap_or_default());
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::peer::RackName;
+
+    #[test]
+    fn handshakes_of_other_clients_are_read() {
+        let body = "d1:md11:LT_metadatai1e6:ut_pexi2e7:\u{b5}T_PEXi9ee1:pi6881e4:reqqi250e1:v13:\u{b5}Torrent 1.2e";
+        let read = ExtensionHandshake::decode(body.as_bytes()).unwrap();
+        let expected = ExtensionHandshake {
+            ids: ExtensionIds { pex: Some(2), ..ExtensionIds::NONE },
+            client: Some("\u{b5}Torrent 1.2".to_owned()),
+            request_queue: Some(250),
+            listen_port: Some(6881),
+            ..ExtensionHandshake::default()
+        };
+        assert_eq!(read, expected);
+        assert_eq!(ExtensionHandshake::decode(b"de").unwrap(), ExtensionHandshake::default());
+    }
+
+    #[test]
+    fn what_is_out_of_range_counts_as_absent() {
+        let body = b"d1:md6:ut_pexi256e11:ut_metadatai0ee13:metadata_sizei-1e1:pi0e4:reqq1:x1:v7:a\x1b[1m\xffbe";
+        assert!(ExtensionHandshake::decode(body).is_err(), "keys out of order");
+        let body = b"d1:md11:ut_metadatai0e6:ut_pexi256ee13:metadata_sizei-1e1:pi0e9:rackswarmi1e4:reqq1:x1:v3:a\x1bbe";
+        let read = ExtensionHandshake::decode(body).unwrap();
+        assert_eq!(read, ExtensionHandshake { client: Some("ab".to_owned()), ..ExtensionHandshake::default() });
+
+        let hello = |body: &[u8]| ExtensionHandshake::decode(body).unwrap().rack.unwrap();
+        let least = RackHello { rack: None, max_request_bytes: 16384, zstd: false };
+        assert_eq!(hello(b"d9:rackswarmdee"), least);
+        assert_eq!(hello(b"d9:rackswarmd11:max_requesti1e4:rack1:\x004:zstdi2eee"), least);
+        let most = hello(b"d9:rackswarmd11:max_requesti4294967295e4:rack2:r74:zstdi1eee");
+        assert_eq!((most.max_request_bytes, most.zstd), (64 << 20, true));
+        assert_eq!(most.rack, Some(RackName::new("r7").unwrap()));
+    }
+
+    #[test]
+    fn ours_reads_as_bep_10_says() {
+        let ours = ExtensionHandshake {
+            ids: ExtensionIds::OURS,
+            client: Some("Rackswarm".to_owned()),
+            request_queue: Some(500),
+            metadata_bytes: Some(31235),
+            listen_port: Some(6881),
+            rack: Some(RackHello { rack: Some(RackName::new("r7").unwrap()), max_request_bytes: 1 << 20, zstd: true }),
+        };
+        let mut out = Vec::new();
+        ours.put(&mut out);
+        let text = "d1:md9:rackswarmi3e11:ut_metadatai2e6:ut_pexi1ee13:metadata_sizei31235e1:pi6881e\
+                    9:rackswarmd11:max_requesti1048576e4:rack2:r74:zstdi1ee4:reqqi500e1:v9:Rackswarme";
+        assert_eq!(String::from_utf8(out).unwrap(), text);
+        assert_eq!(ExtensionHandshake::decode(text.as_bytes()), Ok(ours));
+    }
+
+    #[test]
+    fn what_is_no_dictionary_or_too_large_is_refused() {
+        for bad in [b"".as_slice(), b"le", b"d1:me", b"d1:mdee "] {
+            assert!(matches!(ExtensionHandshake::decode(bad), Err(PeerError::Extension { .. })));
+        }
+        let large = format!("d1:v{}:{}e", MAX_EXTENSION_HANDSHAKE_BYTES, "x".repeat(MAX_EXTENSION_HANDSHAKE_BYTES));
+        assert!(ExtensionHandshake::decode(large.as_bytes()).unwrap_err().to_string().contains("limit 16384"));
+    }
+}

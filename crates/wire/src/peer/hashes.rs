@@ -26,7 +26,7 @@ pub struct HashRange {
     pub base_layer: u32,
     /// First hash within the layer, a multiple of `length`.
     pub index: u32,
-    /// Number of hashes, a power of two of at most [`MAX_HASHES`].
+    /// Number of hashes, a power of two from 2 to [`MAX_HASHES`].
     pub length: u32,
     /// Layers above the base layer to prove the hashes in; those that follow
     /// from the hashes themselves are left out.
@@ -49,7 +49,7 @@ impl HashRange {
             proof_layers: u32_at(body, 44),
         };
         let fits = range.length.is_power_of_two()
-            && range.length <= MAX_HASHES
+            && (2..=MAX_HASHES).contains(&range.length)
             && range.index.is_multiple_of(range.length)
             && range.base_layer <= MAX_PROOF_LAYERS
             && range.proof_layers <= MAX_PROOF_LAYERS;

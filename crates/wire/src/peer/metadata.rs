@@ -95,3 +95,63 @@ fn part_bytes(piece: u32, total_bytes: u32) -> Option<usize> {
     let left = total_bytes.checked_sub(piece.checked_mul(METADATA_PIECE_BYTES)?)?;
     (left > 0).then_some(left.min(METADATA_PIECE_BYTES) as usize)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_those_of_bep_9() {
+        let bytes = vec![b'x'; 3425];
+        let table = [
+            (MetadataMessage::Request { piece: 0 }, b"d8:msg_typei0e5:piecei0ee".to_vec()),
+            (MetadataMessage::Reject { piece: 0 }, b"d8:msg_typei2e5:piecei0ee".to_vec()),
+            (
+                MetadataMessage::Data { piece: 0, total_bytes: 3425, bytes: bytes.clone() },
+                [b"d8:msg_typei1e5:piecei0e10:total_sizei3425ee".as_slice(), &bytes].concat(),
+            ),
+        ];
+        for (message, body) in table {
+            let mut out = Vec::new();
+            message.put(&mut out);
+            assert_eq!(out, body);
+            assert_eq!(MetadataMessage::decode(&body), Ok(Some(message)));
+        }
+        assert_eq!(MetadataMessage::decode(b"d8:msg_typei3e5:piecei0ee"), Ok(None), "to be ignored");
+        assert_eq!(MetadataMessage::decode(b"d8:msg_typei9ee"), Ok(None), "to be ignored");
+    }
+
+    #[test]
+    fn a_part_has_the_bytes_that_its_place_demands() {
+        let data = |piece: u32, total: u32, bytes: usize| {
+            let head = format!("d8:msg_typei1e5:piecei{piece}e10:total_sizei{total}ee");
+            MetadataMessage::decode(&[head.as_bytes(), &vec![b'd'; bytes]].concat())
+        };
+        assert!(data(0, 16385, 16384).is_ok());
+        assert!(data(1, 16385, 1).is_ok());
+        for (piece, total, bytes) in
+            [(0, 16385, 16383), (0, 16385, 16385), (1, 16385, 2), (1, 16384, 0), (2, 16385, 1), (0, 0, 0)]
+        {
+            assert!(data(piece, total, bytes).is_err(), "{piece} {total} {bytes}");
+        }
+        assert!(data(0, u32::MAX, 16384).is_err());
+        assert!(data(u32::MAX, u32::MAX, 16384).is_err());
+    }
+
+    #[test]
+    fn everything_else_says_what_is_wrong() {
+        for (body, why) in [
+            (b"".as_slice(), "bencode"),
+            (b"i1e", "no dictionary"),
+            (b"d5:piecei0ee", "no msg_type"),
+            (b"d8:msg_typei0ee", "no piece"),
+            (b"d8:msg_typei0e5:piecei-1ee", "no piece"),
+            (b"d8:msg_typei0e5:piecei4294967295ee", "beyond the largest"),
+            (b"d8:msg_typei1e5:piecei0eex", "no total_size"),
+        ] {
+            let error = MetadataMessage::decode(body).unwrap_err().to_string();
+            assert!(error.contains("ut_metadata") && error.contains(why), "{error}");
+        }
+    }
+}

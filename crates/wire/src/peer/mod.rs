@@ -63,9 +63,7 @@ pub enum PeerError {
         pieces: u32,
     },
     /// A range of hashes that BEP 52 forbids.
-    #[error(
-        "{length} hashes from {index} are no power of two of at most 512 at a multiple of it: close the connection"
-    )]
+    #[error("{length} hashes from {index} are no power of two from 2 to 512 at a multiple of it: close the connection")]
     HashRange {
         /// First hash of the range.
         index: u32,

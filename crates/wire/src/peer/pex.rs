@@ -97,3 +97,64 @@ fn listed<'a>(
         _ => Err(PeerError::extension(NAME, format!("{key} ends within an address"))),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn peer(address: &str, flags: u8) -> PexPeer {
+        PexPeer { address: address.parse().unwrap(), flags }
+    }
+
+    fn written(pex: &Pex) -> Vec<u8> {
+        let mut out = Vec::new();
+        pex.put(&mut out);
+        out
+    }
+
+    #[test]
+    fn both_families_travel_as_bep_11_says() {
+        let pex = Pex {
+            added: vec![peer("10.0.0.7:6881", PexPeer::REACHABLE), peer("[fd77::1]:80", PexPeer::SEED)],
+            dropped: vec!["10.0.0.8:1".parse().unwrap()],
+        };
+        let expected = [
+            b"d5:added6:\x0a\x00\x00\x07\x1a\xe17:added.f1:\x106:added618:\xfd\x77".as_slice(),
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x00\x508:added6.f1:\x027:dropped6:\x0a\x00\x00\x08\x00\x01",
+            b"8:dropped60:e",
+        ]
+        .concat();
+        assert_eq!(written(&pex), expected);
+        assert_eq!(Pex::decode(&expected), Ok(pex));
+    }
+
+    #[test]
+    fn messages_of_other_clients_are_read() {
+        let read = Pex::decode(b"d5:added12:\x0a\0\0\x07\x1a\xe1\x0a\0\0\x08\0\0e").unwrap();
+        assert_eq!(read, Pex { added: vec![peer("10.0.0.7:6881", 0)], dropped: vec![] });
+        let short_flags = Pex::decode(b"d5:added12:\x0a\0\0\x07\x1a\xe1\x0a\0\0\x08\0\x017:added.f1:\x02e").unwrap();
+        assert_eq!(short_flags.added, [peer("10.0.0.7:6881", 2), peer("10.0.0.8:1", 0)]);
+        assert_eq!(Pex::decode(b"de"), Ok(Pex::default()));
+    }
+
+    #[test]
+    fn no_message_brings_more_than_fifty() {
+        let many =
+            Pex { added: vec![peer("10.0.0.7:6881", 0); 100], dropped: vec!["[fd77::1]:80".parse().unwrap(); 100] };
+        let read = Pex::decode(&written(&many)).unwrap();
+        assert_eq!((read.added.len(), read.dropped.len()), (MAX_PEX_PEERS, MAX_PEX_PEERS));
+        let flood = [b"d5:added1200:".as_slice(), &[1; 1200], b"e"].concat();
+        assert_eq!(Pex::decode(&flood).unwrap().added.len(), MAX_PEX_PEERS);
+        let large = [b"d5:added16800:".as_slice(), &[1; 16800], b"e"].concat();
+        assert!(Pex::decode(&large).is_err());
+    }
+
+    #[test]
+    fn what_is_cut_says_where() {
+        let error = Pex::decode(b"d8:dropped65:abcdee").unwrap_err();
+        assert!(error.to_string().contains("dropped6 ends within an address"), "{error}");
+        assert!(Pex::decode(b"le").is_err());
+        assert!(Pex::decode(b"").is_err());
+    }
+}

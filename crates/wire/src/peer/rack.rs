@@ -169,3 +169,28 @@ impl RackMessage {
         out.extend(inbound);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rack_has_a_readable_name() {
+        for good in ["r", "row 3/7", "Z\u{fc}rich-2", &"x".repeat(64)] {
+            assert_eq!(RackName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a\nb", "a\u{85}", &"x".repeat(65), &"\u{fc}".repeat(33)] {
+            assert_eq!(bad.parse::<RackName>(), Err(RackNameError), "{bad:?}");
+        }
+        assert_eq!(RackName::from_bytes(b"\xff"), None);
+    }
+
+    #[test]
+    fn kinds_to_come_are_passed_over_and_wrong_sizes_refused() {
+        assert_eq!(RackMessage::decode(&[4, 1, 2, 3]), Ok(None));
+        for bad in [[].as_slice(), &[0, 1, 2, 3, 4], &[1, 1, 2, 3, 4, 5, 6], &[2, 1, 2, 3]] {
+            assert!(matches!(RackMessage::decode(bad), Err(PeerError::Extension { .. })), "{bad:?}");
+        }
+    }
+}
