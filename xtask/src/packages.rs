@@ -53,6 +53,7 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("atftp", For::Tests, "a TFTP client"),
     ("curl", For::Tests, "an HTTP and TFTP client"),
     ("aria2", For::Tests, "an ordinary BitTorrent client"),
+    ("python3-venv", For::Tests, "holds libtorrent, the client that judges torrents of version 2"),
     ("openipmi", For::Tests, "ipmi_sim, a simulated management controller"),
     ("ipmitool", For::Tests, "drives management controllers"),
     ("postgresql", For::Tests, "the database that several controllers will share"),

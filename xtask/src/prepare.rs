@@ -66,6 +66,19 @@ pub(crate) fn build_rackswarm(profile: &str) -> Result<()> {
     run::must(cargo().args(["build", "--locked", "-p", "rackswarm", "--profile", profile]))
 }
 
+/// libtorrent from its registry, in a Python environment of its own, where the tests look for it.
+pub(crate) fn install_libtorrent(places: &Places) -> Result<()> {
+    let folder = places.target.join("libtorrent-venv");
+    let python = folder.join("bin/python");
+    let present = Command::new(&python).args(["-c", "import libtorrent"]).stderr(Stdio::null()).status();
+    if present.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    run::must(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "libtorrent>=2,<3"];
+    run::must(Command::new(python).args(pip))
+}
+
 /// Builds the static agent and returns its path.
 pub(crate) fn build_agent(places: &Places) -> Result<PathBuf> {
     let target = if musl_is_there() { MUSL } else { GNU };
