@@ -7,6 +7,7 @@ pub mod bencode;
 pub mod dhcp;
 pub mod extension;
 pub mod handshake;
+pub mod hashes;
 pub mod lsd;
 pub mod magnet;
 pub mod metainfo;

@@ -9,6 +9,10 @@ use bendy::encoding::{Error as EmitError, SingleItemEncoder, ToBencode};
 /// torrents need three levels; v2 file trees of one file need six.
 pub const MAX_DEPTH: usize = 16;
 
+/// Most values in one message or file. The smallest takes two bytes of input
+/// but fifty of memory, so the size of the input alone does not bound ours.
+pub const MAX_VALUES: u32 = 100_000;
+
 /// Why bytes are not the bencode we accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BencodeError {
@@ -18,6 +22,9 @@ pub enum BencodeError {
     /// An integer does not fit 64 bits.
     #[error("the integer {0} does not fit 64 bits")]
     IntegerRange(String),
+    /// There are more than [`MAX_VALUES`].
+    #[error("more than {MAX_VALUES} values")]
+    TooMany,
     /// Something follows the first value.
     #[error("bytes follow the end of the value")]
     TrailingBytes,
@@ -72,15 +79,15 @@ impl<'a> Dictionary<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Decodes exactly one value. What is allocated is bounded by a constant
-    /// times `bytes.len()`; the caller bounds that.
+    /// Decodes exactly one value. What is allocated is bounded by
+    /// [`MAX_VALUES`], since byte strings are borrowed.
     ///
     /// # Errors
     /// Everything that is not the canonical encoding of one value.
     pub fn decode(bytes: &'a [u8]) -> Result<Value<'a>, BencodeError> {
         let mut decoder = Decoder::new(bytes).with_max_depth(MAX_DEPTH);
         let value = match decoder.next_object().map_err(malformed)? {
-            Some(object) => from_object(object)?,
+            Some(object) => from_object(object, &mut { MAX_VALUES })?,
             None => return Err(BencodeError::Malformed("no value at all".to_owned())),
         };
         match decoder.next_object() {
@@ -97,7 +104,7 @@ impl<'a> Value<'a> {
     pub fn decode_front(bytes: &'a [u8]) -> Result<Dictionary<'a>, BencodeError> {
         let mut decoder = Decoder::new(bytes).with_max_depth(MAX_DEPTH);
         match decoder.next_object().map_err(malformed)? {
-            Some(object @ Object::Dict(_)) => match from_object(object)? {
+            Some(object @ Object::Dict(_)) => match from_object(object, &mut { MAX_VALUES })? {
                 Value::Dictionary(dictionary) => Ok(dictionary),
                 _ => Err(BencodeError::Malformed("no dictionary".to_owned())),
             },
@@ -152,21 +159,23 @@ impl<'a> Value<'a> {
     }
 }
 
-fn from_object<'a>(object: Object<'_, 'a>) -> Result<Value<'a>, BencodeError> {
+/// `room` is how many more values may come.
+fn from_object<'a>(object: Object<'_, 'a>, room: &mut u32) -> Result<Value<'a>, BencodeError> {
+    *room = room.checked_sub(1).ok_or(BencodeError::TooMany)?;
     Ok(match object {
         Object::Bytes(bytes) => Value::Bytes(bytes),
         Object::Integer(digits) => Value::Integer(integer(digits)?),
         Object::List(mut list) => {
             let mut items = Vec::new();
             while let Some(item) = list.next_object().map_err(malformed)? {
-                items.push(from_object(item)?);
+                items.push(from_object(item, room)?);
             }
             Value::List(items)
         }
         Object::Dict(mut dictionary) => {
             let mut pairs = Vec::new();
             while let Some((key, value)) = dictionary.next_pair().map_err(malformed)? {
-                pairs.push((key, from_object(value)?));
+                pairs.push((key, from_object(value, room)?));
             }
             let raw = dictionary.into_raw().map_err(malformed)?;
             Value::Dictionary(Dictionary { pairs, raw: Some(raw) })
@@ -254,6 +263,25 @@ mod tests {
         assert!(Value::decode(&nested(MAX_DEPTH)).is_ok());
         assert!(Value::decode(&nested(MAX_DEPTH + 1)).is_err());
         assert!(Value::decode(&nested(100_000)).is_err());
+    }
+
+    #[test]
+    fn the_number_of_values_is_bounded() {
+        let list = |items: u32| [b"l".as_slice(), &b"0:".repeat(items as usize), b"e"].concat();
+        assert!(Value::decode(&list(MAX_VALUES - 1)).is_ok());
+        assert_eq!(Value::decode(&list(MAX_VALUES)), Err(BencodeError::TooMany));
+        let lists = [b"d1:a".as_slice(), &list(MAX_VALUES), b"e"].concat();
+        assert_eq!(Value::decode(&lists), Err(BencodeError::TooMany));
+        assert_eq!(Value::decode_front(&lists), Err(BencodeError::TooMany));
+    }
+
+    #[test]
+    fn the_front_of_a_message_is_read_alone() {
+        let front = Value::decode_front(b"d1:ai1eexyz").unwrap();
+        assert_eq!(front.raw().unwrap(), b"d1:ai1ee");
+        for bad in [b"".as_slice(), b"i1e", b"le", b"d1:a", b"d1:ae"] {
+            assert!(Value::decode_front(bad).is_err());
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod bencode;
 mod extension;
 #[path = "../../../fuzz/src/handshake.rs"]
 mod handshake;
+#[path = "../../../fuzz/src/hashes.rs"]
+mod hashes;
 #[path = "../../../fuzz/src/lsd.rs"]
 mod lsd;
 #[path = "../../../fuzz/src/magnet.rs"]
@@ -57,6 +59,11 @@ fn extension_corpus() {
 #[test]
 fn handshake_corpus() {
     replay("handshake", handshake::check);
+}
+
+#[test]
+fn hashes_corpus() {
+    replay("hashes", hashes::check);
 }
 
 #[test]
