@@ -1,0 +1,159 @@
+//! What is to happen, in order of time, and of arrangement where times are
+//! equal.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use crate::units::Nanos;
+
+/// Something that will happen. Small and plain: what belongs to it lies in
+/// the slab that its numbers point into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A node's engine asked to be woken.
+    Tick(u32),
+    /// A node begins, or begins again.
+    Start(u32),
+    /// A dial of this node, kept under the number, comes to its end.
+    Dialled(u32, u32),
+    /// An input kept under this number is due at the node.
+    Input(u32, u32),
+    /// A piece was hashed and written by the node in this life of it.
+    Stored(u32, u32, u32),
+    /// The other end of this connection closed it; this end hears.
+    Closed(u32, u8),
+    /// Fault number n begins, or goes on.
+    Fault(u32),
+    /// Fault number n ends.
+    Mended(u32),
+    /// Progress is to be sampled.
+    Sample,
+    /// Messages under way arrive.
+    Messages(u32),
+    /// A transfer or unit moves on in the network.
+    Network(u8, u32),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    at: Nanos,
+    sequence: u64,
+    event: Event,
+}
+
+impl Ord for Entry {
+    /// Reversed, because the standard heap gives the greatest first.
+    fn cmp(&self, other: &Entry) -> Ordering {
+        (other.at, other.sequence).cmp(&(self.at, self.sequence))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// All events to come.
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    heap: BinaryHeap<Entry>,
+    sequence: u64,
+    now: Nanos,
+}
+
+impl Agenda {
+    /// Events in the past happen now.
+    pub(crate) fn at(&mut self, at: Nanos, event: Event) {
+        self.sequence += 1;
+        self.heap.push(Entry { at: at.max(self.now), sequence: self.sequence, event });
+    }
+
+    pub(crate) fn after(&mut self, wait: Nanos, event: Event) {
+        self.at(self.now.saturating_add(wait), event);
+    }
+
+    pub(crate) fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// When the next event is.
+    pub(crate) fn peek(&self) -> Option<Nanos> {
+        self.heap.peek().map(|entry| entry.at)
+    }
+
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        let entry = self.heap.pop()?;
+        self.now = entry.at;
+        Some(entry.event)
+    }
+}
+
+/// Things under way, by number; a freed number is used again.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    items: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Slab<T> {
+        Slab { items: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    pub(crate) fn put(&mut self, item: T) -> u32 {
+        match self.free.pop() {
+            Some(number) => {
+                self.items[number as usize] = Some(item);
+                number
+            }
+            None => {
+                self.items.push(Some(item));
+                (self.items.len() - 1) as u32
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, number: u32) -> Option<T> {
+        let item = self.items.get_mut(number as usize)?.take();
+        if item.is_some() {
+            self.free.push(number);
+        }
+        item
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.items.get_mut(number as usize)?.as_mut()
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+        self.items.get(number as usize)?.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_first_then_order_of_arrangement() {
+        let mut agenda = Agenda::default();
+        for (at, node) in [(5, 1), (3, 2), (5, 3), (3, 4), (4, 5)] {
+            agenda.at(at, Event::Tick(node));
+        }
+        let order: Vec<Event> = std::iter::from_fn(|| agenda.next()).collect();
+        assert_eq!(order, [2, 4, 5, 1, 3].map(Event::Tick));
+        agenda.at(0, Event::Sample);
+        assert_eq!(agenda.peek(), Some(5), "the past is now");
+    }
+
+    #[test]
+    fn numbers_are_used_again() {
+        let mut slab = Slab::default();
+        let (a, b) = (slab.put('a'), slab.put('b'));
+        assert_eq!((slab.take(a), slab.take(a)), (Some('a'), None));
+        assert_eq!((slab.put('c'), slab.get(b).copied()), (a, Some('b')));
+    }
+}

@@ -1,0 +1,828 @@
+//! A data centre in virtual time: production engines, the production
+//! tracker, a model of the network, and what goes wrong. Every output of an
+//! engine passes through here, so what must always hold is checked here.
+
+mod ending;
+mod faults;
+pub(crate) mod node;
+mod setup;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use swarm::tracker::Tracker;
+use swarm::{Input, Output, Peer, PieceSet, Policy, Progress, Shape, Side, Speaks, Verdict, Why};
+use wire::announce::AnnounceRequest;
+use wire::metainfo::InfoHash;
+use wire::peer::{BLOCK_BYTES, Block, Message, RackName};
+
+use crate::agenda::{Agenda, Event, Slab};
+use crate::chance::{Stream, below, draw};
+use crate::net::{Delivery, Network, Route};
+use crate::report::{Report, Sample};
+use crate::scenario::{Nature, Scenario};
+use crate::trace::Trace;
+use crate::units::{Nanos, SECOND};
+use node::{Active, BadAsk, Brain, Life, Node};
+
+const IMAGE: InfoHash = InfoHash([7; 20]);
+const PORT: u16 = 6881;
+/// A dial of a machine that is off ends after this, as ARP does.
+const NOBODY: Nanos = 3 * SECOND;
+/// A dial of a program that does not answer ends after this.
+const NO_ANSWER: Nanos = 30 * SECOND;
+/// Violations that are described; more are only counted.
+const DESCRIBED: usize = 20;
+/// Samples of progress until the bound.
+const SAMPLES: u64 = 100;
+
+/// A connection between two nodes.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    nodes: [u32; 2],
+    peers: [u32; 2],
+    open: [bool; 2],
+    fast: bool,
+}
+
+/// What is due at a node later.
+#[derive(Debug)]
+enum Due {
+    Input(u32, Input),
+    Delivery(Delivery),
+}
+
+/// The whole.
+pub(crate) struct World<N> {
+    scenario: Scenario,
+    seed: u64,
+    shape: Shape,
+    policy: Policy,
+    bound: Nanos,
+    deadline: Nanos,
+    nodes: Vec<Node>,
+    links: Vec<Link>,
+    tracker: Tracker,
+    tracker_dead: bool,
+    tracker_stale: bool,
+    tracker_by: Nanos,
+    net: N,
+    agenda: Agenda,
+    due: Slab<Due>,
+    dials: Slab<SocketAddr>,
+    out: Vec<Output>,
+    deliveries: Vec<Delivery>,
+    rack_names: Vec<RackName>,
+    /// The later pieces that equal a first one.
+    twins: BTreeMap<u32, Vec<u32>>,
+    twin_set: PieceSet,
+    kept_before: PieceSet,
+    /// Living holders of every piece, and how many pieces have none.
+    copies: Vec<u32>,
+    lost: u32,
+    /// Nodes that are waited for.
+    expected: u32,
+    /// Nodes that will start, for the first time or again.
+    returning: u32,
+    trace: Trace,
+    events: u64,
+    steps: u64,
+    payload_sent: u64,
+    payload_arrived: u64,
+    seed_sent: u64,
+    seed_limit: Option<(u32, u64)>,
+    rack_in: Vec<u64>,
+    pieces_had: u64,
+    finished: u32,
+    samples: Vec<Sample>,
+    drops: BTreeMap<String, u64>,
+    unfair: u64,
+    violations: Vec<String>,
+    violation_count: u64,
+    peak_active: u64,
+}
+
+impl<N: Network> World<N> {
+    /// Runs until nothing is left to wait for, or the deadline.
+    pub(crate) fn run(mut self, progress: &mut dyn FnMut(&Sample) -> bool) -> Report {
+        let mut sampled = 0;
+        while !self.is_over() {
+            match self.agenda.peek() {
+                Some(at) if at <= self.deadline => {}
+                _ => break,
+            }
+            let Some(event) = self.agenda.next() else { break };
+            self.events += 1;
+            self.happen(event);
+            if self.samples.len() > sampled {
+                sampled = self.samples.len();
+                if let Some(sample) = self.samples.last() {
+                    if !progress(sample) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.conclude()
+    }
+
+    fn is_over(&self) -> bool {
+        if self.expected == 0 {
+            return true;
+        }
+        if self.lost == 0 || self.returning > 0 {
+            return false;
+        }
+        // What nobody has, nobody can get.
+        let stuck = |node: &Node| {
+            !node.is_expected()
+                || (0..self.shape.pieces()).all(|piece| node.truth.contains(piece) || self.copies[piece as usize] == 0)
+        };
+        self.nodes.iter().all(stuck)
+    }
+
+    fn now(&self) -> Nanos {
+        self.agenda.now()
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Tick(node) => self.tick(node),
+            Event::Start(node) => self.start(node),
+            Event::Dialled(node, number) => self.dialled(node, number),
+            Event::Input(node, number) => match self.due.take(number) {
+                Some(Due::Input(life, input)) => self.input(node, life, input),
+                Some(Due::Delivery(delivery)) => self.deliver(delivery),
+                None => {}
+            },
+            Event::Stored(node, piece, life) => self.stored(node, piece, life),
+            Event::Closed(link, end) => self.closed(link, usize::from(end)),
+            Event::Fault(number) => self.fault(number),
+            Event::Mended(number) => self.mended(number),
+            Event::Sample => self.sample(),
+            Event::Messages(_) | Event::Network(..) => {
+                let mut deliveries = std::mem::take(&mut self.deliveries);
+                self.net.happen(event, &mut self.agenda, &mut deliveries);
+                deliveries.drain(..).for_each(|delivery| self.deliver(delivery));
+                self.deliveries = deliveries;
+            }
+        }
+    }
+
+    fn sample(&mut self) {
+        self.samples.push(Sample {
+            at: self.now(),
+            pieces: self.pieces_had,
+            finished: self.finished,
+            seed_sent: self.seed_sent,
+            payload: self.payload_arrived,
+        });
+        self.agenda.after((self.bound / SAMPLES).max(1), Event::Sample);
+    }
+
+    // -- a node's life ----------------------------------------------------
+
+    fn start(&mut self, number: u32) {
+        let at = number as usize;
+        if self.nodes[at].life != Life::Waiting {
+            return;
+        }
+        self.returning -= 1;
+        let again = self.nodes[at].lives > 0;
+        if again {
+            self.reboot(number);
+        }
+        let now = self.now();
+        let node = &mut self.nodes[at];
+        node.life = Life::Running;
+        node.lives += 1;
+        node.started = if again { node.started } else { now };
+        for piece in self.nodes[at].truth.iter() {
+            self.copies[piece as usize] += 1;
+            if self.copies[piece as usize] == 1 {
+                self.lost -= 1;
+            }
+        }
+        self.step(number, Input::Tick, None);
+    }
+
+    /// A new engine with what is on the disk.
+    fn reboot(&mut self, number: u32) {
+        let have = self.nodes[number as usize].truth.clone();
+        let brain = self.brain(number, have);
+        let node = &mut self.nodes[number as usize];
+        node.lose_memory();
+        node.brain = brain;
+    }
+
+    fn brain(&self, number: u32, have: PieceSet) -> Brain {
+        let node = self.nodes.get(number as usize);
+        setup::brain(self, number, node.map_or(0, |node| node.lives), have)
+    }
+
+    /// It loses power, or its program ends; `silent` when nobody is told.
+    fn crash(&mut self, number: u32, returns: bool, keeps_disk: bool, silent: bool) {
+        let at = number as usize;
+        if self.nodes[at].life != Life::Running {
+            return;
+        }
+        for link in std::mem::take(&mut self.nodes[at].links) {
+            let end = self.end_of(link, number);
+            if self.links[link as usize].open[end] {
+                self.hang_up(link, end, silent);
+            }
+        }
+        for piece in self.nodes[at].truth.iter() {
+            self.copies[piece as usize] -= 1;
+            if self.copies[piece as usize] == 0 {
+                self.lost += 1;
+            }
+        }
+        let was_expected = self.nodes[at].is_expected();
+        let node = &mut self.nodes[at];
+        node.lose_memory();
+        node.life = if returns { Life::Waiting } else { Life::Dead };
+        if !keeps_disk {
+            let empty = self.kept_before.clone();
+            self.nodes[at].truth = empty;
+        }
+        self.returning += u32::from(returns);
+        if was_expected && !returns {
+            self.expected -= 1;
+        }
+    }
+
+    fn tick(&mut self, number: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[number as usize];
+        if node.tick_at > now || !node.is_running() {
+            return;
+        }
+        node.tick_at = Nanos::MAX;
+        if node.frozen_until > now {
+            let until = node.frozen_until;
+            node.tick_at = until;
+            return self.agenda.at(until, Event::Tick(number));
+        }
+        if node.brain.deadline().is_some_and(|at| at <= now) {
+            self.step(number, Input::Tick, None);
+        } else {
+            self.arm(number);
+        }
+    }
+
+    fn arm(&mut self, number: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[number as usize];
+        let Some(deadline) = node.brain.deadline() else { return };
+        if deadline < node.tick_at {
+            node.tick_at = deadline.max(now + 1);
+            self.agenda.at(node.tick_at, Event::Tick(number));
+        }
+    }
+
+    // -- stepping ---------------------------------------------------------
+
+    fn input(&mut self, number: u32, life: u32, input: Input) {
+        let node = &self.nodes[number as usize];
+        if !node.is_running() || node.lives != life {
+            return;
+        }
+        if node.frozen_until > self.now() {
+            return self.later(number, node.frozen_until, Due::Input(life, input));
+        }
+        self.step(number, input, None);
+    }
+
+    fn later(&mut self, number: u32, at: Nanos, due: Due) {
+        let due = self.due.put(due);
+        self.agenda.at(at, Event::Input(number, due));
+    }
+
+    /// `arrived` is the block of an `Arrived`, and which of its blocks are
+    /// wrong.
+    fn step(&mut self, number: u32, input: Input, mut arrived: Option<(Block, Vec<u32>)>) {
+        let mut out = std::mem::take(&mut self.out);
+        self.steps += 1;
+        let now = self.now();
+        self.trace.step(now, number);
+        self.nodes[number as usize].brain.step(now, input, &mut out);
+        for output in out.drain(..) {
+            self.trace.output(&output);
+            self.perform(number, output, &mut arrived);
+        }
+        self.out = out;
+        self.arm(number);
+    }
+
+    fn perform(&mut self, number: u32, output: Output, arrived: &mut Option<(Block, Vec<u32>)>) {
+        match output {
+            Output::Dial(to) => self.dial(number, to),
+            Output::Say(peer, message) => self.say(number, peer, message),
+            Output::Send(peer, block) => self.send(number, peer, block),
+            Output::Keep(_, block) => self.keep(number, block, arrived.take()),
+            Output::Verify(piece) => self.verify(number, piece),
+            Output::Forget(piece) => self.nodes[number as usize].forget(piece),
+            Output::Announce(progress) => self.announce(number, &progress),
+            Output::Drop(peer, why) => self.dropped(number, peer, why),
+            Output::Complete => self.complete(number),
+        }
+    }
+
+    fn violation(&mut self, sentence: impl FnOnce() -> String) {
+        self.violation_count += 1;
+        if self.violations.len() < DESCRIBED {
+            let at = self.now() as f64 / 1e9;
+            self.violations.push(format!("{at:.6} s: {}", sentence()));
+        }
+    }
+
+    // -- connections ------------------------------------------------------
+
+    fn dial(&mut self, number: u32, to: SocketAddr) {
+        let now = self.now();
+        let target = node_at(to).filter(|target| (*target as usize) < self.nodes.len());
+        let running = target.filter(|target| self.nodes[*target as usize].is_running());
+        let wait = match running {
+            None => NOBODY,
+            Some(target) if self.nodes[target as usize].frozen_until > now => NO_ANSWER,
+            Some(target) => {
+                let there = self.way(number, target);
+                there.saturating_add(self.way(target, number)).min(NO_ANSWER)
+            }
+        };
+        let dial = self.dials.put(to);
+        self.agenda.after(wait, Event::Dialled(number, dial));
+    }
+
+    /// How long a message takes that does not wait behind others.
+    fn way(&mut self, from: u32, to: u32) -> Nanos {
+        let now = self.now();
+        let opens = self.net.ports().opens(now, from, to);
+        self.net.ports().delay_between(from, to).saturating_add(opens - now)
+    }
+
+    fn dialled(&mut self, number: u32, dial: u32) {
+        let Some(to) = self.dials.take(dial) else { return };
+        let life = self.nodes[number as usize].lives;
+        if !self.nodes[number as usize].is_running() {
+            return;
+        }
+        let now = self.now();
+        let target = node_at(to).filter(|target| {
+            let there = self.nodes.get(*target as usize);
+            there.is_some_and(|node| node.is_running() && node.frozen_until <= now)
+        });
+        let open = target.filter(|target| {
+            let ports = self.net.ports();
+            ports.opens(now, number, *target) <= now && ports.opens(now, *target, number) <= now
+        });
+        let Some(target) = open else { return self.input(number, life, Input::DialFailed(to)) };
+        self.connect(number, target, to);
+    }
+
+    fn connect(&mut self, number: u32, target: u32, to: SocketAddr) {
+        let link = self.links.len() as u32;
+        let mut key = |node: u32| {
+            let links = &mut self.nodes[node as usize].links;
+            links.push(link);
+            (links.len() - 1) as u32
+        };
+        let peers = [key(number), key(target)];
+        let ours = |node: u32| !matches!(self.nodes[node as usize].brain, Brain::Foreign(_));
+        let speaks = Speaks { fast: ours(number) && ours(target), extended: ours(number) && ours(target) };
+        self.links.push(Link { nodes: [number, target], peers, open: [true; 2], fast: speaks.fast });
+        let (near, far) = (self.nodes[number as usize].id, self.nodes[target as usize].id);
+        let from = SocketAddr::new(address(number).ip(), 32_768 + (peers[0] % 28_000) as u16);
+        let here = Input::Connected { peer: Peer(peers[0]), side: Side::Outbound, address: to, id: far, speaks };
+        let there = Input::Connected { peer: Peer(peers[1]), side: Side::Inbound, address: from, id: near, speaks };
+        self.arrive_at(number, here);
+        if self.links[link as usize].open[1] {
+            self.arrive_at(target, there);
+        }
+        for (end, node) in [(0, number), (1, target)] {
+            if self.nodes[node as usize].nature == Nature::Garbage && self.links[link as usize].open[end] {
+                self.say_garbage(link, end);
+            }
+        }
+    }
+
+    /// An input that concerns the present life, held back while the node is
+    /// frozen.
+    fn arrive_at(&mut self, number: u32, input: Input) {
+        let life = self.nodes[number as usize].lives;
+        self.input(number, life, input);
+    }
+
+    fn end_of(&self, link: u32, number: u32) -> usize {
+        usize::from(self.links[link as usize].nodes[0] != number)
+    }
+
+    fn route(&self, link: u32, end: usize) -> Route {
+        let nodes = self.links[link as usize].nodes;
+        Route { link, end: end as u8, from: nodes[end], to: nodes[1 - end] }
+    }
+
+    /// The open connection behind a peer key, and which end of it is here.
+    fn link_of(&self, number: u32, peer: Peer) -> Option<(u32, usize)> {
+        let link = *self.nodes[number as usize].links.get(peer.0 as usize)?;
+        let end = self.end_of(link, number);
+        self.links[link as usize].open[end].then_some((link, end))
+    }
+
+    /// This end is closed; the other hears of it unless the machine fell
+    /// silent.
+    fn hang_up(&mut self, link: u32, end: usize, silent: bool) {
+        self.links[link as usize].open[end] = false;
+        self.net.cut(link);
+        if !silent {
+            let route = self.route(link, end);
+            let at = self.net.farewell(route, self.agenda.now());
+            self.agenda.at(at, Event::Closed(link, 1 - end as u8));
+        }
+    }
+
+    fn closed(&mut self, link: u32, end: usize) {
+        let here = self.links[link as usize];
+        if !here.open[end] {
+            return;
+        }
+        let number = here.nodes[end];
+        let until = self.nodes[number as usize].frozen_until;
+        if until > self.now() {
+            return self.agenda.at(until, Event::Closed(link, end as u8));
+        }
+        self.links[link as usize].open[end] = false;
+        self.net.cut(link);
+        self.nodes[number as usize].forget_owed(here.peers[end]);
+        self.step(number, Input::Gone(Peer(here.peers[end])), None);
+    }
+
+    fn dropped(&mut self, number: u32, peer: Peer, why: Why) {
+        let Some((link, end)) = self.link_of(number, peer) else {
+            return self.violation(|| format!("node {number} drops a peer {} that it does not have", peer.0));
+        };
+        let other = self.links[link as usize].nodes[1 - end];
+        *self.drops.entry(kind_of(&why)).or_default() += 1;
+        let both = self.nodes[number as usize].is_ours() && self.nodes[other as usize].is_honest();
+        if both && is_accusation(&why) {
+            self.unfair += 1;
+            self.violation(|| format!("node {number} drops the honest node {other}: {why}"));
+        }
+        self.nodes[number as usize].forget_owed(peer.0);
+        self.hang_up(link, end, false);
+    }
+
+    // -- messages and blocks ----------------------------------------------
+
+    fn say(&mut self, number: u32, peer: Peer, message: Message) {
+        let Some((link, end)) = self.link_of(number, peer) else {
+            return self.violation(|| format!("node {number} speaks to a peer {} that it does not have", peer.0));
+        };
+        if self.nodes[number as usize].is_ours() {
+            self.check_said(number, peer, &message);
+        }
+        let route = self.route(link, end);
+        self.net.say(route, message, &mut self.agenda);
+    }
+
+    fn check_said(&mut self, number: u32, peer: Peer, message: &Message) {
+        let node = &mut self.nodes[number as usize];
+        if let Err(bad) = node.said(peer.0, message) {
+            let what = match bad {
+                BadAsk::HasIt => "asks for what it has",
+                BadAsk::AskedTwice => "asks one peer twice for a block",
+            };
+            self.violation(|| format!("node {number} {what}: {message:?}"));
+        }
+        let node = &self.nodes[number as usize];
+        let claims = match message {
+            Message::Have(piece) => !node.truth.contains(*piece),
+            Message::Bitfield(bitfield) => bitfield.iter().any(|piece| !node.truth.contains(piece)),
+            Message::HaveAll => !node.truth.is_full(),
+            _ => false,
+        };
+        if claims {
+            self.violation(|| format!("node {number} claims what it has not verified: {message:?}"));
+        }
+    }
+
+    fn send(&mut self, number: u32, peer: Peer, block: Block) {
+        let Some((link, end)) = self.link_of(number, peer) else {
+            return self.violation(|| format!("node {number} sends to a peer {} that it does not have", peer.0));
+        };
+        let node = &self.nodes[number as usize];
+        if node.nature == Nature::Mute {
+            return;
+        }
+        if !node.truth.contains(block.piece) {
+            return self.violation(|| format!("node {number} serves piece {} unverified", block.piece));
+        }
+        let route = self.route(link, end);
+        self.net.send(route, block, &mut self.agenda);
+    }
+
+    fn deliver(&mut self, delivery: Delivery) {
+        match &delivery {
+            Delivery::Said(route, _) => {
+                let Some(peer) = self.receiver(*route) else { return };
+                if self.is_frozen(route.to) {
+                    return self.hold(route.to, delivery);
+                }
+                let Delivery::Said(route, message) = delivery else { return };
+                let fast = self.links[route.link as usize].fast;
+                self.nodes[route.to as usize].heard(peer.0, &message, fast);
+                self.step(route.to, Input::Said(peer, message), None);
+            }
+            Delivery::Sent(route, block) => {
+                let (route, block) = (*route, *block);
+                self.count_sent(route, block);
+                let link = self.links[route.link as usize];
+                if !link.open[usize::from(route.end)] {
+                    return;
+                }
+                if self.is_frozen(route.from) {
+                    let life = self.nodes[route.from as usize].lives;
+                    let input = Input::Sent(Peer(link.peers[usize::from(route.end)]), block);
+                    let until = self.nodes[route.from as usize].frozen_until;
+                    return self.later(route.from, until, Due::Input(life, input));
+                }
+                self.step(route.from, Input::Sent(Peer(link.peers[usize::from(route.end)]), block), None);
+            }
+            Delivery::Arrived(route, block) => {
+                let (route, block) = (*route, *block);
+                let Some(peer) = self.receiver(route) else { return };
+                if self.is_frozen(route.to) {
+                    return self.hold(route.to, delivery);
+                }
+                self.arrived(route, peer, block);
+            }
+        }
+    }
+
+    fn receiver(&self, route: Route) -> Option<Peer> {
+        let end = 1 - usize::from(route.end);
+        let link = &self.links[route.link as usize];
+        link.open[end].then_some(Peer(link.peers[end]))
+    }
+
+    fn is_frozen(&self, number: u32) -> bool {
+        self.nodes[number as usize].frozen_until > self.now()
+    }
+
+    fn hold(&mut self, number: u32, delivery: Delivery) {
+        let until = self.nodes[number as usize].frozen_until;
+        self.later(number, until, Due::Delivery(delivery));
+    }
+
+    fn count_sent(&mut self, route: Route, block: Block) {
+        let bytes = u64::from(block.length);
+        self.payload_sent += bytes;
+        self.nodes[route.from as usize].sent += bytes;
+        if route.from < self.scenario.fabric.seeds {
+            self.seed_sent += bytes;
+            if let Some((fault, limit)) = self.seed_limit.filter(|(_, limit)| self.seed_sent >= *limit) {
+                let _ = limit;
+                self.seed_limit = None;
+                self.agenda.at(self.agenda.now(), Event::Fault(fault));
+            }
+        }
+    }
+
+    fn arrived(&mut self, route: Route, peer: Peer, block: Block) {
+        let bytes = u64::from(block.length);
+        self.payload_arrived += bytes;
+        let receiver = &mut self.nodes[route.to as usize];
+        receiver.arrived += bytes;
+        receiver.settle(peer.0, block);
+        if self.net.ports().is_between_racks(route.from, route.to) {
+            if let Some(rack) = self.scenario.rack_of(route.to) {
+                self.rack_in[rack as usize] += bytes;
+                self.nodes[route.to as usize].carried += bytes;
+            }
+        }
+        let bad = self.bad_blocks(route.from, block);
+        self.step(route.to, Input::Arrived(peer, block), Some((block, bad)));
+    }
+
+    /// The blocks of this range that the sender spoils.
+    fn bad_blocks(&self, from: u32, block: Block) -> Vec<u32> {
+        let one_in = match self.nodes[from as usize].nature {
+            Nature::Corrupt { one_in } => one_in.max(1),
+            Nature::FalseHaves => 1,
+            _ => return Vec::new(),
+        };
+        let blocks = block.offset / BLOCK_BYTES..(block.offset + block.length).div_ceil(BLOCK_BYTES);
+        let key = |index: u32| (u64::from(block.piece) << 20) | u64::from(index);
+        blocks.filter(|index| below(self.seed, from, Stream::Lies, key(*index), one_in.into()) == 0).collect()
+    }
+
+    // -- pieces -----------------------------------------------------------
+
+    fn keep(&mut self, number: u32, block: Block, arrived: Option<(Block, Vec<u32>)>) {
+        let Some((_, bad)) = arrived.filter(|(came, _)| *came == block) else {
+            return self.violation(|| format!("node {number} keeps {block:?}, which did not arrive just now"));
+        };
+        let piece_bytes = self.shape.piece_bytes(block.piece);
+        let node = &mut self.nodes[number as usize];
+        if !node.keep(block, bad, piece_bytes) {
+            self.violation(|| format!("node {number} keeps more of piece {} than it has", block.piece));
+        }
+        let node = &self.nodes[number as usize];
+        let budget = self.policy.active_bytes.max(2 * u64::from(self.shape.piece_length()));
+        let used = node.active_bytes;
+        self.peak_active = self.peak_active.max(used);
+        if used > budget && node.is_ours() {
+            self.violation(|| format!("node {number} holds {used} unverified bytes, more than {budget}"));
+        }
+    }
+
+    /// Hashing and then writing, each one piece at a time.
+    fn verify(&mut self, number: u32, piece: u32) {
+        let bytes = self.shape.piece_bytes(piece);
+        let whole = |active: &&Active| active.piece == piece && active.bytes == bytes;
+        let node = &mut self.nodes[number as usize];
+        if !node.active.iter().any(|active| whole(&active)) {
+            return self.violation(|| format!("node {number} verifies piece {piece}, of which bytes are missing"));
+        }
+        let bits = u128::from(bytes) * 8 * u128::from(SECOND);
+        let hashing = (bits / u128::from(self.scenario.fabric.hashing.0)) as Nanos;
+        let writing = (bits / u128::from(node.disk_bits)) as Nanos;
+        node.disk_free = node.disk_free.max(self.agenda.now() + hashing) + writing;
+        let (at, life) = (node.disk_free, node.lives);
+        self.agenda.at(at, Event::Stored(number, piece, life));
+    }
+
+    fn stored(&mut self, number: u32, piece: u32, life: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[number as usize];
+        if node.lives != life || !node.is_running() {
+            return;
+        }
+        if node.frozen_until > now {
+            return self.agenda.at(node.frozen_until, Event::Stored(number, piece, life));
+        }
+        let Some(at) = node.active.iter().position(|active| active.piece == piece) else { return };
+        let bad = std::mem::take(&mut node.active[at].bad);
+        if bad.is_empty() {
+            node.forget(piece);
+            self.good(number, piece);
+            let twins = self.twins.get(&piece).cloned().unwrap_or_default();
+            let fresh = twins.into_iter().filter(|twin| !self.nodes[number as usize].truth.contains(*twin));
+            fresh.collect::<Vec<u32>>().into_iter().for_each(|twin| self.good(number, twin));
+        } else {
+            self.corrupt(number, piece, bad);
+        }
+    }
+
+    fn good(&mut self, number: u32, piece: u32) {
+        if self.nodes[number as usize].truth.insert(piece) {
+            self.copies[piece as usize] += 1;
+            if self.copies[piece as usize] == 1 {
+                self.lost -= 1;
+            }
+            self.pieces_had += 1;
+        }
+        self.step(number, Input::Verified(piece, Verdict::Good), None);
+        let node = &self.nodes[number as usize];
+        if node.is_ours() && node.brain.have().count() != node.truth.count() {
+            let (says, has) = (node.brain.have().count(), node.truth.count());
+            self.violation(|| format!("node {number} counts {says} pieces and has {has}"));
+        }
+    }
+
+    /// Ours know which blocks are wrong; an ordinary client of BEP 3 does not.
+    fn corrupt(&mut self, number: u32, piece: u32, mut bad: Vec<u32>) {
+        let ours = matches!(self.nodes[number as usize].brain, Brain::Ours(_));
+        if !ours || !self.scenario.image.leaves {
+            self.nodes[number as usize].forget(piece);
+            return self.step(number, Input::Verified(piece, Verdict::Corrupt), None);
+        }
+        bad.sort_unstable();
+        bad.dedup();
+        let bytes: u32 = bad.iter().map(|index| self.shape.block(piece, *index).length).sum();
+        let node = &mut self.nodes[number as usize];
+        if let Some(active) = node.active.iter_mut().find(|active| active.piece == piece) {
+            active.bytes -= bytes;
+            node.active_bytes -= u64::from(bytes);
+        }
+        self.step(number, Input::Verified(piece, Verdict::CorruptBlocks(bad)), None);
+    }
+
+    fn complete(&mut self, number: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[number as usize];
+        if !node.truth.is_full() {
+            self.violation(|| format!("node {number} says that it is complete and is not"));
+        } else if node.finished.is_some() {
+            // After a crash that cost the disk it completes again.
+            if node.lives < 2 {
+                self.violation(|| format!("node {number} completes twice"));
+            }
+        } else {
+            let was_expected = node.is_expected();
+            node.finished = Some(now);
+            self.expected -= u32::from(was_expected);
+            self.finished += 1;
+        }
+    }
+
+    // -- the tracker ------------------------------------------------------
+
+    fn announce(&mut self, number: u32, progress: &Progress) {
+        let life = self.nodes[number as usize].lives;
+        let there_and_back = 2 * self.way(number, 0).min(NO_ANSWER);
+        if self.tracker_dead {
+            let failed = Due::Input(life, Input::AnnounceFailed);
+            return self.later(number, self.now() + there_and_back, failed);
+        }
+        let node = &self.nodes[number as usize];
+        let own_kind = matches!(node.brain, Brain::Ours(_));
+        let request = AnnounceRequest {
+            info_hash: IMAGE,
+            peer_id: node.id,
+            port: PORT,
+            uploaded: progress.uploaded,
+            downloaded: progress.downloaded,
+            left: progress.left,
+            event: progress.event,
+            num_want: Some(progress.num_want),
+            compact: true,
+            own_kind,
+            rack: self.rack_name(number).filter(|_| own_kind),
+        };
+        let now = Duration::from_nanos(self.now());
+        let input = match self.tracker.announce(now, &request, address(number).ip()) {
+            Ok(answer) => {
+                let mut peers: Vec<SocketAddr> = answer.peers.iter().map(|peer| peer.address).collect();
+                if self.tracker_stale {
+                    self.add_strangers(&mut peers, number);
+                }
+                let interval = Duration::from_secs(answer.interval_seconds.into());
+                Input::Announced { interval, peers, guidance: answer.guidance }
+            }
+            Err(_) => Input::AnnounceFailed,
+        };
+        let at = self.now() + there_and_back + self.tracker_by;
+        self.later(number, at, Due::Input(life, input));
+    }
+
+    /// As many addresses again at which nobody is.
+    fn add_strangers(&self, peers: &mut Vec<SocketAddr>, number: u32) {
+        let everybody = self.nodes.len() as u32;
+        for index in 0..peers.len() as u64 {
+            let stranger = everybody + below(self.seed, number, Stream::Conduct, index ^ self.now(), 1 << 16) as u32;
+            peers.insert((2 * index) as usize, address(stranger));
+        }
+    }
+
+    fn rack_name(&self, number: u32) -> Option<RackName> {
+        let rack = self.scenario.rack_of(number).filter(|_| self.scenario.fabric.racks_are_known)?;
+        self.rack_names.get(rack as usize).cloned()
+    }
+
+    /// What no client may say, one of several by chance.
+    fn say_garbage(&mut self, link: u32, end: usize) {
+        let route = self.route(link, end);
+        let pieces = self.shape.pieces();
+        let whole = Block { piece: 0, offset: 0, length: BLOCK_BYTES };
+        let number = u64::from(link);
+        let message = match below(self.seed, route.from, Stream::Conduct, number, 5) {
+            0 => Message::Have(pieces + 7),
+            1 => Message::Request(Block { piece: pieces + 1, ..whole }),
+            2 => Message::Request(Block { offset: u32::MAX - 5, ..whole }),
+            3 => Message::Request(Block { length: 1 << 30, ..whole }),
+            _ => Message::Suggest(u32::MAX),
+        };
+        self.net.say(route, message, &mut self.agenda);
+    }
+}
+
+/// The address of a node: 10.0.0.0/8 by number.
+fn address(node: u32) -> SocketAddr {
+    SocketAddr::new(IpAddr::from((0x0A00_0000_u32 + node + 1).to_be_bytes()), PORT)
+}
+
+fn node_at(address: SocketAddr) -> Option<u32> {
+    let IpAddr::V4(ip) = address.ip() else { return None };
+    u32::from(ip).checked_sub(0x0A00_0001)
+}
+
+/// A drop that says that the peer broke a rule.
+fn is_accusation(why: &Why) -> bool {
+    !matches!(
+        why,
+        Why::Ourselves | Why::Duplicate | Why::Full | Why::Displaced | Why::BothComplete | Why::Silent | Why::Banned
+    )
+}
+
+/// The name of a reason without its numbers.
+fn kind_of(why: &Why) -> String {
+    let text = format!("{why:?}");
+    text.split(['(', ' ']).next().unwrap_or(&text).to_owned()
+}
+
+fn engine_seed(seed: u64, number: u32, life: u32) -> u64 {
+    draw(seed, number, Stream::Engine, life.into())
+}
