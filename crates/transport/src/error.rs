@@ -37,6 +37,12 @@ pub enum Error {
     /// The HTTP client cannot be made.
     #[error("cannot prepare to ask trackers: {0}")]
     Http(#[from] reqwest::Error),
+    /// The disk no longer holds what it held when it was scanned.
+    #[error("piece {piece} on the disk has changed since it was scanned: does something else write to this disk?")]
+    ChangedDisk {
+        /// The piece.
+        piece: u32,
+    },
     /// The download was stopped before it was complete.
     #[error("the download was stopped before it was complete")]
     Stopped,

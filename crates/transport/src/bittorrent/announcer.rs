@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use wire::announce::{AnnounceRequest, Answer, MAX_RESPONSE_BYTES};
+use wire::announce::{AnnounceRequest, Answer, Guidance, MAX_RESPONSE_BYTES};
 use wire::metainfo::InfoHash;
 use wire::peer::PeerId;
 
@@ -27,6 +27,7 @@ const NO_TRACKER_INTERVAL: Duration = Duration::from_secs(3600);
 pub(super) struct Announced {
     pub(super) interval: Duration,
     pub(super) peers: Vec<SocketAddr>,
+    pub(super) guidance: Option<Guidance>,
 }
 
 /// The trackers of one swarm.
@@ -75,7 +76,7 @@ impl Announcer {
 
     async fn ask(&mut self, progress: &swarm::Progress) -> Option<Announced> {
         if self.trackers.is_empty() {
-            return Some(Announced { interval: NO_TRACKER_INTERVAL, peers: Vec::new() });
+            return Some(Announced { interval: NO_TRACKER_INTERVAL, peers: Vec::new(), guidance: None });
         }
         for at in 0..self.trackers.len() {
             let url = self.trackers[at].clone();
@@ -101,7 +102,7 @@ impl Announcer {
             event: progress.event,
             num_want: Some(progress.num_want),
             compact: true,
-            own_kind: false,
+            own_kind: true,
             rack: None,
         };
         let separator = if url.contains('?') { '&' } else { '?' };
@@ -114,7 +115,7 @@ impl Announcer {
                 }
                 let interval = Duration::from_secs(response.interval_seconds.into());
                 let peers = response.peers.iter().map(|peer| peer.address).collect();
-                Ok(Announced { interval, peers })
+                Ok(Announced { interval, peers, guidance: response.guidance })
             }
         }
     }

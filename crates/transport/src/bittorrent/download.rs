@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use image::{Manifest, PieceSource};
 use swarm::ledger::Ledger;
 use swarm::{PieceSet, Policy};
 use tokio::sync::watch;
+use wire::metainfo::Metainfo;
+use wire::peer::RackName;
 
 use super::drive::{self, Handle, Job};
 use super::listener::Listener;
@@ -27,6 +30,11 @@ pub struct FetchJob {
     /// `http://` addresses of trackers, in the order to try. They are asked for
     /// ever; peers that are known go on when all trackers are dead.
     pub trackers: Vec<String>,
+    /// The torrent, if there is one: its info dictionary is given to peers that
+    /// come with a magnet link (BEP 9).
+    pub metainfo: Option<Arc<Metainfo>>,
+    /// The rack of this node; a tracker of ours may name it too.
+    pub rack: Option<RackName>,
     /// Peers that are known without a tracker.
     pub peers: Vec<SocketAddr>,
     /// How the engine behaves.
@@ -46,6 +54,8 @@ impl FetchJob {
             manifest,
             disk,
             trackers: Vec::new(),
+            metainfo: None,
+            rack: None,
             peers: Vec::new(),
             policy: Policy::default(),
             memory_bytes: MEMORY_BYTES,
@@ -67,8 +77,6 @@ impl Download {
     /// When the image has no info-hash, a tracker's address is not http, or
     /// this listener takes part in the swarm already.
     pub fn start(listener: &Listener, job: FetchJob) -> Result<Self, Error> {
-        let name = job.manifest.name();
-        let info_hash = job.manifest.infohash().ok_or_else(|| Error::NoInfoHash(name.to_owned()))?;
         let missing = job.disk.missing();
         let mut have = PieceSet::empty(job.manifest.piece_count());
         for piece in missing.zeroes() {
@@ -78,8 +86,11 @@ impl Download {
         let handle = drive::start(
             listener,
             Job {
+                info: job.metainfo.as_ref().map(|metainfo| Bytes::copy_from_slice(metainfo.raw_info())),
+                rack: job.rack,
+                ours: job.manifest.digest().is_some(),
+                private: is_private(&job.manifest, job.metainfo.as_deref()),
                 manifest: job.manifest,
-                info_hash,
                 source,
                 sink: Some(job.disk),
                 have,
@@ -130,4 +141,9 @@ impl Download {
     pub async fn stop(self) -> Result<Ledger, Error> {
         self.handle.stop().await
     }
+}
+
+/// What the torrent says; torrents of images that we sealed are private.
+pub(super) fn is_private(manifest: &Manifest, metainfo: Option<&Metainfo>) -> bool {
+    metainfo.map_or(manifest.digest().is_some(), |metainfo| metainfo.info().private)
 }

@@ -7,13 +7,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use image::{Manifest, PieceSink, PieceSource};
 use swarm::ledger::Ledger;
-use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
+use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Verdict, Why};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -21,14 +22,21 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use wire::announce::Event as AnnounceEvent;
 use wire::metainfo::InfoHash;
-use wire::peer::{Block, Handshake, Message, PeerId};
+use wire::peer::{Block, Extended, Message, PeerId, RackName};
 
 use super::announcer::{Announced, Announcer};
-use super::connection::{self, Link, ORDERS, Order};
-use super::listener::{Listener, Membership};
+use super::checking::{self, Checked};
+use super::connection::{self, Link, ORDERS};
+use super::doubts::Doubts;
+use super::listener::{Listener, Membership, our_handshake};
 use super::new_peer_id;
+use super::packing::Unpacker;
+use super::pool::{Landing, Pool, Yard};
 use super::progress::{Cause, Dropped, Meter, Progress};
+use super::reading::{self, Chunk, Reading};
+use super::services::Services;
 use super::store::{Budget, Store};
+use super::writing::{self, Order, Writing};
 use crate::Error;
 
 /// How often progress is told.
@@ -39,6 +47,14 @@ const BATCH: usize = 64;
 
 /// Dropped peers that are remembered for the operator.
 const REMEMBERED_DROPS: usize = 64;
+
+/// Announcements of pieces wait for company this share of the time in which a
+/// piece comes, and never longer than `MOST_PATIENCE`.
+const PATIENCE_SHARE: u64 = 32;
+const MOST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Buffers for pieces that are kept while idle.
+const IDLE_BUFFERS: usize = 4;
 
 /// Announces that may wait for a tracker; the engine asks one at a time.
 const ANNOUNCES: usize = 4;
@@ -51,10 +67,12 @@ pub(super) enum Event {
     Dialled { address: SocketAddr, outcome: io::Result<Link> },
     /// A message came.
     Said(Peer, Message),
-    /// A block came whole.
-    Block(Peer, Block, Bytes),
-    /// A block was handed to the network.
+    /// A payload came whole.
+    Chunk(Peer, Chunk),
+    /// A payload was handed to the network.
     Sent(Peer, Block),
+    /// A message for a peer, worked out aside.
+    Answer(Peer, Message),
     /// A connection ended.
     Closed(Peer, io::Error),
     /// A piece was hashed and, when right, written.
@@ -68,20 +86,15 @@ pub(super) enum Event {
 /// What is done with the engine and the peers it dropped, between two events.
 type Look = Box<dyn FnOnce(&Engine, &VecDeque<Dropped>) + Send>;
 
-/// How a piece came out.
-pub(super) enum Checked {
-    /// Right and on the disk; its bytes.
-    Written(Vec<u8>),
-    /// Wrong; nothing was written.
-    Corrupt,
-    /// The disk failed.
-    Failed(Error),
-}
-
 /// What a swarm needs to start.
 pub(super) struct Job {
     pub(super) manifest: Arc<Manifest>,
-    pub(super) info_hash: InfoHash,
+    /// The info dictionary, for those who come with a magnet link (BEP 9).
+    pub(super) info: Option<Bytes>,
+    pub(super) rack: Option<RackName>,
+    /// We made the torrent.
+    pub(super) ours: bool,
+    pub(super) private: bool,
     /// Where pieces are read for others.
     pub(super) source: Arc<dyn PieceSource>,
     /// Where pieces are written; none for a seed.
@@ -152,34 +165,51 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
     let shape = Shape::new(job.manifest.size_bytes(), job.manifest.piece_size_bytes())?;
     let budget = Budget::of(job.memory_bytes);
     let me = new_peer_id();
-    let (events_in, events) = mpsc::channel(budget.blocks_in_flight);
-    let membership = listener.join(job.info_hash, me, events_in.clone())?;
-    let announcer = Announcer::new(&job.trackers, job.info_hash, me, listener.address())?;
+    let names = names(&job.manifest)?;
+    let v2 = job.manifest.infohash_v2().is_some();
+    let (events_in, events) = mpsc::channel(budget.events);
+    let membership = listener.join(&names, me, v2, &events_in)?;
+    let announcer = Announcer::new(&job.trackers, names[0], me, listener.address())?;
     let policy = Policy { active_bytes: job.policy.active_bytes.min(budget.active_bytes), ..job.policy };
-    let engine = Engine::new(me, Setup::new(shape, job.have), policy, job.seed);
+    let mut twins = PieceSet::empty(shape.pieces());
+    for piece in job.manifest.twins().ones() {
+        twins.insert(piece as u32);
+    }
+    let unwritten = checking::unwritten(&job.manifest, &job.have);
+    let setup = Setup { shape, have: job.have, twins, rack: job.rack, ours: job.ours, private: job.private };
+    let engine = Engine::new(me, setup, policy, job.seed);
     let now = Instant::now();
     let meter = Meter::new(&job.manifest, &engine, now);
     let (progress_in, progress) = watch::channel(Progress::default());
     let stop = CancellationToken::new();
+    let pool = Arc::new(Pool::new(shape.piece_bytes(0) as usize, IDLE_BUFFERS));
+    let store = Arc::new(Store::new(job.source, shape, budget.cache_bytes));
     let mut drive = Drive {
         engine,
         started: now,
         shape,
         me,
-        info_hash: job.info_hash,
+        names,
+        v2,
+        services: Services::new(Arc::clone(&job.manifest), Arc::clone(&store), job.info, events_in.clone()),
+        doubts: Doubts::default(),
         manifest: job.manifest,
         sink: job.sink,
-        store: Arc::new(Store::new(job.source, shape, budget.cache_bytes)),
+        store,
         listener: listener.clone(),
         connections: HashMap::new(),
         next_peer: 0,
-        pieces: HashMap::new(),
-        piece_bytes: 0,
+        yard: Arc::new(Yard::new(shape, Arc::clone(&pool))),
+        pool,
+        unpacker: Arc::default(),
         arrived: None,
         waiting: VecDeque::new(),
         out: Vec::new(),
         dropped: VecDeque::new(),
         hashing: Arc::new(Semaphore::new(thread::available_parallelism().map_or(2, NonZero::get))),
+        patience: Arc::default(),
+        received: Arc::default(),
+        sent: Arc::default(),
         tasks: TaskTracker::new(),
         ending: CancellationToken::new(),
         announces: None,
@@ -188,8 +218,16 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
         progress: progress_in,
     };
     drive.report();
+    drive.write_known(unwritten);
     let task = tokio::spawn(drive.run(events, announcer, membership, job.peers, stop.clone()));
     Ok(Handle { me, progress, task: Some(task), events: events_in, stop: Some(stop.drop_guard()) })
+}
+
+/// The info-hashes of a swarm, version 1's first.
+pub(super) fn names(manifest: &Manifest) -> Result<Vec<InfoHash>, Error> {
+    let v2 = manifest.infohash_v2().map(|v2| v2.truncated());
+    let names: Vec<InfoHash> = manifest.infohash_v1().into_iter().chain(v2).collect();
+    if names.is_empty() { Err(Error::NoInfoHash(manifest.name().to_owned())) } else { Ok(names) }
 }
 
 struct Drive {
@@ -197,24 +235,33 @@ struct Drive {
     started: Instant,
     shape: Shape,
     me: PeerId,
-    info_hash: InfoHash,
+    /// One, or two of a hybrid torrent.
+    names: Vec<InfoHash>,
+    v2: bool,
+    services: Services,
+    doubts: Doubts,
     manifest: Arc<Manifest>,
     sink: Option<Arc<dyn PieceSink>>,
     store: Arc<Store>,
     listener: Listener,
     connections: HashMap<Peer, Connection>,
     next_peer: u32,
-    /// Pieces with at least one block, not verified.
-    pieces: HashMap<u32, Vec<u8>>,
-    /// Bytes of these and of pieces being hashed or written.
-    piece_bytes: u64,
-    /// The block that the engine is deciding about.
-    arrived: Option<(Block, Bytes)>,
+    /// Pieces that come, and the memory for them.
+    yard: Arc<Yard>,
+    pool: Arc<Pool>,
+    unpacker: Arc<Unpacker>,
+    /// The payload that the engine is deciding about.
+    arrived: Option<Chunk>,
     /// Inputs that acting on outputs gave rise to.
     waiting: VecDeque<Input>,
     out: Vec<Output>,
     dropped: VecDeque<Dropped>,
     hashing: Arc<Semaphore>,
+    /// How long announcements of pieces may wait, in microseconds.
+    patience: Arc<AtomicU64>,
+    /// All bytes of all connections.
+    received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     tasks: TaskTracker,
     ending: CancellationToken,
     announces: Option<mpsc::Sender<swarm::Progress>>,
@@ -227,6 +274,7 @@ struct Drive {
 struct Connection {
     address: SocketAddr,
     id: PeerId,
+    speaks_v2: bool,
     orders: mpsc::Sender<Order>,
     _close: DropGuard,
 }
@@ -279,7 +327,10 @@ impl Drive {
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     self.step(Input::Tick);
                 }
-                _ = report.tick() => self.report(),
+                _ = report.tick() => {
+                    self.report();
+                    self.settle_doubts();
+                }
             }
         }
     }
@@ -294,26 +345,72 @@ impl Drive {
                     self.step(Input::DialFailed(address));
                 }
             },
-            Event::Said(peer, message) if self.connections.contains_key(&peer) => {
-                self.step(Input::Said(peer, message));
+            Event::Said(peer, message) if self.connections.contains_key(&peer) => self.said(peer, message),
+            Event::Chunk(peer, chunk) if self.connections.contains_key(&peer) => self.arrived(peer, chunk),
+            Event::Sent(peer, block) if self.connections.contains_key(&peer) => {
+                if let Some(inspection) = self.services.served(block) {
+                    self.tasks.spawn(inspection);
+                }
+                self.step(Input::Sent(peer, block));
             }
-            Event::Block(peer, block, bytes) if self.connections.contains_key(&peer) => {
-                self.arrived = Some((block, bytes));
-                self.step(Input::Arrived(peer, block));
-                self.arrived = None;
-            }
-            Event::Sent(peer, block) if self.connections.contains_key(&peer) => self.step(Input::Sent(peer, block)),
+            Event::Answer(peer, message) => self.order(peer, Order::Say(message)),
             Event::Closed(peer, error) => self.closed(peer, &error),
             Event::Checked(piece, checked) => return self.checked(piece, checked),
-            Event::Announced(Some(Announced { interval, peers })) => {
-                self.step(Input::Announced { interval, peers, guidance: None })
+            Event::Announced(Some(Announced { interval, peers, guidance })) => {
+                self.step(Input::Announced { interval, peers, guidance });
             }
             Event::Announced(None) => self.step(Input::AnnounceFailed),
             Event::Look(look) => look(&self.engine, &self.dropped),
             // From a connection that the engine dropped.
-            Event::Said(..) | Event::Block(..) | Event::Sent(..) => {}
+            Event::Chunk(_, chunk) => self.discard(chunk),
+            Event::Said(..) | Event::Sent(..) => {}
         }
         Ok(())
+    }
+
+    /// Some messages are the driver's own business.
+    fn said(&mut self, peer: Peer, message: Message) {
+        match &message {
+            Message::Extended(Extended::Handshake(handshake)) => self.order(peer, Order::Met(handshake.clone())),
+            Message::Extended(Extended::Metadata(asked)) => {
+                if let Some(answer) = self.services.metadata(asked) {
+                    self.order(peer, Order::Say(answer.into()));
+                }
+                return;
+            }
+            Message::HashRequest(range) => {
+                match self.services.hashes(peer, **range) {
+                    Ok(work) => drop(self.tasks.spawn(work)),
+                    Err(refusal) => self.order(peer, Order::Say(refusal)),
+                }
+                return;
+            }
+            Message::Hashes(range, hashes) => {
+                let settled = self.doubts.heard(&self.manifest, peer, range, Some(hashes));
+                return self.check_again(settled);
+            }
+            Message::HashReject(range) => {
+                let settled = self.doubts.heard(&self.manifest, peer, range, None);
+                return self.check_again(settled);
+            }
+            _ => {}
+        }
+        self.step(Input::Said(peer, message));
+    }
+
+    fn arrived(&mut self, peer: Peer, chunk: Chunk) {
+        let block = chunk.block;
+        self.arrived = Some(chunk);
+        self.step(Input::Arrived(peer, block));
+        if let Some(chunk) = self.arrived.take() {
+            self.discard(chunk);
+        }
+    }
+
+    fn discard(&self, chunk: Chunk) {
+        if let Landing::Aside(bytes) = chunk.landed {
+            self.pool.give(bytes);
+        }
     }
 
     /// The engine's one door, and everything that comes out of it.
@@ -332,11 +429,11 @@ impl Drive {
     fn act(&mut self, output: Output) {
         match output {
             Output::Dial(address) => self.dial(address),
-            Output::Say(peer, message) => self.order(peer, Order::Say(message)),
+            Output::Say(peer, message) => self.say(peer, message),
             Output::Send(peer, block) => self.order(peer, Order::Send(block)),
             Output::Keep(_, block) => self.keep(block),
             Output::Verify(piece) => self.verify(piece),
-            Output::Forget(piece) => self.forget(piece),
+            Output::Forget(piece) => self.yard.forget(piece),
             Output::Announce(progress) => {
                 if self.announces.as_ref().is_none_or(|announces| announces.try_send(progress).is_err()) {
                     self.waiting.push_back(Input::AnnounceFailed);
@@ -344,7 +441,7 @@ impl Drive {
             }
             Output::Drop(peer, why) => self.dropped(peer, why),
             Output::Complete => {
-                tracing::info!(info_hash = %self.info_hash, image = self.manifest.name(), "complete");
+                tracing::info!(info_hash = %self.names[0], image = self.manifest.name(), "complete");
                 self.report();
             }
         }
@@ -355,10 +452,11 @@ impl Drive {
             self.waiting.push_back(Input::DialFailed(address));
             return;
         };
-        let (from, ours) = (self.listener.address(), Handshake::new(self.info_hash, self.me));
+        let (from, names) = (self.listener.address(), self.names.clone());
+        let ours = our_handshake(names[0], self.me, self.v2);
         let events = self.events_in.clone();
         self.spawn(async move {
-            let outcome = connection::dial(address, from, ours, place).await;
+            let outcome = connection::dial(address, from, ours, &names, place).await;
             // A swarm that has ended does not care.
             let _ = events.send(Event::Dialled { address, outcome }).await;
         });
@@ -367,16 +465,45 @@ impl Drive {
     fn connected(&mut self, address: SocketAddr, link: Link, side: Side) {
         let peer = Peer(self.next_peer);
         self.next_peer = self.next_peer.wrapping_add(1);
-        let id = link.id;
+        let Link { stream, id, speaks, speaks_v2, round_trip, place } = link;
         let close = self.ending.child_token();
         let (orders, queue) = mpsc::channel(ORDERS);
-        let (read, write) = link.stream.into_split();
-        let reading = hold(link.place, connection::read(peer, read, self.shape, self.events_in.clone()));
-        let writing = connection::write(peer, write, queue, Arc::clone(&self.store), self.events_in.clone());
+        let (read, write) = stream.into_split();
+        let reading = Reading {
+            peer,
+            shape: self.shape,
+            yard: Arc::clone(&self.yard),
+            pool: Arc::clone(&self.pool),
+            unpacker: Arc::clone(&self.unpacker),
+            events: self.events_in.clone(),
+            received: Arc::clone(&self.received),
+        };
+        let writing = Writing {
+            peer,
+            store: Arc::clone(&self.store),
+            events: self.events_in.clone(),
+            sent: Arc::clone(&self.sent),
+            patience: Arc::clone(&self.patience),
+            round_trip,
+        };
+        let reading = hold(place, reading::read(read, reading));
         self.tasks.spawn(close.clone().run_until_cancelled_owned(reading));
-        self.tasks.spawn(close.clone().run_until_cancelled_owned(writing));
-        self.connections.insert(peer, Connection { address, id, orders, _close: close.drop_guard() });
-        self.step(Input::Connected { peer, side, address, id, speaks: Speaks::default() });
+        self.tasks.spawn(close.clone().run_until_cancelled_owned(writing::write(write, queue, writing)));
+        let connection = Connection { address, id, speaks_v2, orders, _close: close.drop_guard() };
+        self.connections.insert(peer, connection);
+        self.step(Input::Connected { peer, side, address, id, speaks });
+    }
+
+    /// What the engine says, with what only the driver knows.
+    fn say(&mut self, peer: Peer, mut message: Message) {
+        match &mut message {
+            Message::Request(block) => self.yard.expect(block.piece),
+            Message::Extended(Extended::Handshake(handshake)) => {
+                self.services.introduce(handshake, self.listener.address().port());
+            }
+            _ => {}
+        }
+        self.order(peer, Order::Say(message));
     }
 
     fn order(&mut self, peer: Peer, order: Order) {
@@ -393,29 +520,45 @@ impl Drive {
     }
 
     fn keep(&mut self, block: Block) {
-        let Some((arrived, bytes)) = self.arrived.take() else { return };
-        debug_assert_eq!(arrived, block);
-        let length = self.shape.piece_bytes(block.piece) as usize;
-        let piece = self.pieces.entry(block.piece).or_insert_with(|| {
-            self.piece_bytes += length as u64;
-            vec![0; length]
-        });
-        let start = block.offset as usize;
-        if let Some(place) = piece.get_mut(start..start + bytes.len()) {
-            place.copy_from_slice(&bytes);
-        }
-    }
-
-    fn forget(&mut self, piece: u32) {
-        if let Some(bytes) = self.pieces.remove(&piece) {
-            self.piece_bytes -= bytes.len() as u64;
+        let Some(Chunk { block: whole, landed }) = self.arrived.take() else { return };
+        match landed {
+            Landing::Place(claim) if block == whole => claim.keep(),
+            Landing::Aside(bytes) if block == whole => {
+                self.yard.put(block, &bytes);
+                self.pool.give(bytes);
+            }
+            Landing::Nowhere => {}
+            mut landed => {
+                let begin = block.offset.saturating_sub(whole.offset) as usize;
+                let put = |bytes: &mut [u8]| {
+                    let end = begin + block.length as usize;
+                    bytes.get(begin..end).map(<[u8]>::to_vec)
+                };
+                let part = match &mut landed {
+                    Landing::Place(claim) => claim.with(put),
+                    Landing::Aside(bytes) => put(bytes),
+                    Landing::Nowhere => None,
+                };
+                if let Some(part) = part {
+                    self.yard.put(block, &part);
+                }
+                self.arrived = Some(Chunk { block: whole, landed });
+            }
         }
     }
 
     /// Hashes and writes on a blocking thread, as many at once as there are
     /// cores. Not ended with the swarm: a write that began is finished.
     fn verify(&mut self, piece: u32) {
-        let (Some(bytes), Some(sink)) = (self.pieces.remove(&piece), self.sink.clone()) else {
+        match self.yard.take(piece) {
+            Some(bytes) => self.check(piece, bytes),
+            None => self.waiting.push_back(Input::Verified(piece, Verdict::Corrupt)),
+        }
+    }
+
+    fn check(&mut self, piece: u32, bytes: Vec<u8>) {
+        let Some(sink) = self.sink.clone() else {
+            self.pool.give(bytes);
             self.waiting.push_back(Input::Verified(piece, Verdict::Corrupt));
             return;
         };
@@ -423,7 +566,7 @@ impl Drive {
             (Arc::clone(&self.manifest), Arc::clone(&self.hashing), self.events_in.clone());
         self.tasks.spawn(async move {
             let turn = hashing.acquire_owned().await;
-            let work = spawn_blocking(move || check(&manifest, &*sink, piece, bytes));
+            let work = spawn_blocking(move || checking::check(&manifest, &*sink, piece, bytes));
             let checked = work.await.unwrap_or(Checked::Failed(Error::Defect));
             drop(turn);
             // After the swarm's end the piece is on the disk all the same.
@@ -432,19 +575,87 @@ impl Drive {
     }
 
     fn checked(&mut self, piece: u32, checked: Checked) -> Result<(), Error> {
-        self.piece_bytes -= u64::from(self.shape.piece_bytes(piece));
         match checked {
-            Checked::Written(bytes) => {
-                self.store.remember(piece, bytes);
+            Checked::Written { bytes, twins } => {
+                if let Some(bytes) = bytes {
+                    match self.store.remember(piece, bytes) {
+                        Some(bytes) => self.pool.give(bytes),
+                        None => self.pool.lose(),
+                    }
+                }
+                self.services.known_good(piece);
                 self.step(Input::Verified(piece, Verdict::Good));
+                for twin in twins {
+                    self.services.known_good(twin);
+                    self.step(Input::Verified(twin, Verdict::Good));
+                }
             }
-            Checked::Corrupt => {
-                tracing::warn!(piece, image = self.manifest.name(), "a piece came corrupt and was thrown away");
-                self.step(Input::Verified(piece, Verdict::Corrupt));
+            Checked::Known { twins } => {
+                for twin in twins {
+                    self.step(Input::Verified(twin, Verdict::Good));
+                }
             }
+            Checked::Corrupt { bytes, blocks } => self.corrupt(piece, bytes, blocks),
             Checked::Failed(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Names the bad blocks, and with them the sender, if anybody can say which
+    /// they are.
+    fn corrupt(&mut self, piece: u32, bytes: Vec<u8>, blocks: Vec<u32>) {
+        tracing::warn!(piece, image = self.manifest.name(), "a piece came corrupt and was thrown away");
+        if !blocks.is_empty() {
+            self.yard.restore(piece, bytes, &blocks);
+            return self.step(Input::Verified(piece, Verdict::CorruptBlocks(blocks)));
+        }
+        let mut able: Vec<Peer> =
+            self.connections.iter().filter(|(_, connection)| connection.speaks_v2).map(|(peer, _)| *peer).collect();
+        able.sort_unstable();
+        match self.doubts.raise(&self.manifest, piece, bytes, able) {
+            Ok(questions) => {
+                for (peer, question) in questions {
+                    self.order(peer, Order::Say(question));
+                }
+            }
+            Err(bytes) => {
+                self.pool.give(bytes);
+                self.step(Input::Verified(piece, Verdict::Corrupt));
+            }
+        }
+    }
+
+    /// Doubts that nobody resolved in time end as plain corruption.
+    fn settle_doubts(&mut self) {
+        let settled = self.doubts.overdue(Instant::now());
+        self.check_again(settled);
+    }
+
+    fn check_again(&mut self, settled: Vec<(u32, Vec<u8>, bool)>) {
+        for (piece, bytes, leaves_known) in settled {
+            if leaves_known {
+                self.check(piece, bytes);
+            } else {
+                self.pool.give(bytes);
+                self.step(Input::Verified(piece, Verdict::Corrupt));
+            }
+        }
+    }
+
+    /// Zeros, and twins of pieces that are there, need nobody.
+    fn write_known(&self, unwritten: Vec<(u32, Vec<u32>)>) {
+        let Some(sink) = self.sink.clone().filter(|_| !unwritten.is_empty()) else { return };
+        let (manifest, store, events) = (Arc::clone(&self.manifest), Arc::clone(&self.store), self.events_in.clone());
+        self.tasks.spawn(async move {
+            for (first, twins) in unwritten {
+                let (manifest, store, sink) = (Arc::clone(&manifest), Arc::clone(&store), Arc::clone(&sink));
+                let work = spawn_blocking(move || checking::write_twins(&manifest, &store, &*sink, first, &twins));
+                let checked = work.await.unwrap_or(Checked::Failed(Error::Defect));
+                if events.send(Event::Checked(first, checked)).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// The engine has forgotten this peer.
@@ -477,23 +688,20 @@ impl Drive {
     }
 
     fn report(&mut self) {
-        let memory_bytes = self.piece_bytes + self.store.cached_bytes();
-        self.progress.send_replace(self.meter.read(&self.engine, memory_bytes, Instant::now()));
+        let memory_bytes = self.pool.bytes() + self.store.cached_bytes();
+        let mut progress = self.meter.read(&self.engine, memory_bytes, Instant::now());
+        progress.wire_bytes_down = self.received.load(Ordering::Relaxed);
+        progress.wire_bytes_up = self.sent.load(Ordering::Relaxed);
+        progress.corrupt_on_disk = self.services.corrupt_on_disk();
+        let piece_micros =
+            u64::from(self.shape.piece_length()).saturating_mul(1_000_000) / progress.down_bytes_per_second.max(1);
+        let patience = (piece_micros / PATIENCE_SHARE).min(MOST_PATIENCE.as_micros() as u64);
+        self.patience.store(patience, Ordering::Relaxed);
+        self.progress.send_replace(progress);
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.ending.clone().run_until_cancelled_owned(task));
-    }
-}
-
-/// Only a verified piece comes to the sink; see `image::VerifiedPiece`.
-fn check(manifest: &Manifest, sink: &dyn PieceSink, piece: u32, bytes: Vec<u8>) -> Checked {
-    match manifest.verify(piece, bytes) {
-        Err(_) => Checked::Corrupt,
-        Ok(verified) => match sink.put(&verified) {
-            Ok(()) => Checked::Written(verified.into_bytes()),
-            Err(error) => Checked::Failed(error.into()),
-        },
     }
 }
 

@@ -15,6 +15,7 @@ use wire::peer::{Handshake, PeerId};
 
 use super::connection::{HANDSHAKE_DEADLINE, Link, read_handshake, write_handshake};
 use super::drive::Event;
+use super::sockets;
 use crate::Error;
 
 /// Connections waiting in the kernel until they are accepted.
@@ -55,6 +56,8 @@ struct Shared {
 #[derive(Debug, Clone)]
 struct Member {
     me: PeerId,
+    /// It answers hash requests (BEP 52).
+    v2: bool,
     events: mpsc::Sender<Event>,
 }
 
@@ -62,7 +65,7 @@ struct Member {
 #[derive(Debug)]
 pub(super) struct Membership {
     shared: Arc<Shared>,
-    info_hash: InfoHash,
+    names: Vec<InfoHash>,
 }
 
 impl Listener {
@@ -89,19 +92,23 @@ impl Listener {
         self.shared.address
     }
 
-    /// Lets connections for a swarm in.
+    /// Lets connections for a swarm in, under each of its names: a hybrid
+    /// torrent has two.
     pub(super) fn join(
         &self,
-        info_hash: InfoHash,
+        names: &[InfoHash],
         me: PeerId,
-        events: mpsc::Sender<Event>,
+        v2: bool,
+        events: &mpsc::Sender<Event>,
     ) -> Result<Membership, Error> {
         let mut swarms = self.shared.swarms();
-        if swarms.contains_key(&info_hash) {
-            return Err(Error::JoinedAlready(info_hash));
+        if let Some(taken) = names.iter().find(|name| swarms.contains_key(name)) {
+            return Err(Error::JoinedAlready(*taken));
         }
-        swarms.insert(info_hash, Member { me, events });
-        Ok(Membership { shared: Arc::clone(&self.shared), info_hash })
+        for &name in names {
+            swarms.insert(name, Member { me, v2, events: events.clone() });
+        }
+        Ok(Membership { shared: Arc::clone(&self.shared), names: names.to_vec() })
     }
 
     /// A place among the connections of this process, if one is free.
@@ -118,7 +125,10 @@ impl Shared {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.shared.swarms().remove(&self.info_hash);
+        let mut swarms = self.shared.swarms();
+        for name in &self.names {
+            swarms.remove(name);
+        }
     }
 }
 
@@ -159,15 +169,22 @@ async fn accept(socket: TcpListener, shared: Arc<Shared>, limits: Limits) {
 }
 
 async fn welcome(mut stream: TcpStream, address: SocketAddr, shared: &Shared) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+    sockets::prepare(&stream)?;
     let theirs = read_handshake(&mut stream).await?;
     let member = shared.swarms().get(&theirs.info_hash).cloned();
     let member = member.ok_or_else(|| io::Error::other(format!("no swarm {} here", theirs.info_hash)))?;
     let place = Arc::clone(&shared.connections).try_acquire_owned();
     let place = place.map_err(|_| io::Error::other("all connections are taken"))?;
-    write_handshake(&mut stream, &Handshake::new(theirs.info_hash, member.me)).await?;
-    let link = Link { stream, id: theirs.peer_id, place };
+    let ours = our_handshake(theirs.info_hash, member.me, member.v2);
+    write_handshake(&mut stream, &ours).await?;
+    let link = Link::new(stream, &theirs, None, place);
     // A swarm that has just ended does not take it; the connection closes.
     let _ = member.events.send(Event::Accepted { address, link }).await;
     Ok(())
+}
+
+/// What we say first.
+pub(super) fn our_handshake(info_hash: InfoHash, me: PeerId, v2: bool) -> Handshake {
+    let ours = Handshake::new(info_hash, me);
+    if v2 { ours.with_v2() } else { ours }
 }

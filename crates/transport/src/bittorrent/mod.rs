@@ -8,13 +8,22 @@
 //! process.
 
 mod announcer;
+mod checking;
 mod connection;
+mod doubts;
 mod download;
 mod drive;
 mod listener;
+mod pace;
+mod packing;
+mod pool;
 mod progress;
+mod reading;
 mod seeder;
+mod services;
+mod sockets;
 mod store;
+mod writing;
 
 pub use download::{Download, FetchJob};
 pub use listener::{Limits, Listener};

@@ -35,10 +35,17 @@ pub struct Progress {
     pub down_bytes_per_second: u64,
     /// Payload bytes sent a second, over the last seconds.
     pub up_bytes_per_second: u64,
+    /// All bytes received from peers, messages and heads included.
+    pub wire_bytes_down: u64,
+    /// All bytes sent to peers, messages and heads included.
+    pub wire_bytes_up: u64,
     /// Connected peers.
     pub peers: usize,
     /// Pieces whose hash was wrong; none of them reached the disk.
     pub corrupt_pieces: u64,
+    /// Times that a piece was found to differ from the image where this node
+    /// reads it for others; the log names them.
+    pub corrupt_on_disk: u64,
     /// Bytes of pieces and of what is kept for serving, in memory now.
     pub memory_bytes: u64,
     /// Every piece is on the disk.
@@ -129,6 +136,9 @@ impl Meter {
             peers: view.peers.len(),
             corrupt_pieces: view.failed_pieces,
             memory_bytes,
+            wire_bytes_down: 0,
+            wire_bytes_up: 0,
+            corrupt_on_disk: 0,
             complete: engine.have().is_full(),
         }
     }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use image::{Manifest, PieceSource};
 use swarm::ledger::Ledger;
 use swarm::{PieceSet, Policy};
-use wire::metainfo::InfoHash;
-use wire::peer::PeerId;
+use wire::metainfo::{InfoHash, Metainfo};
+use wire::peer::{PeerId, RackName};
 
+use super::download::is_private;
 use super::drive::{self, Handle, Job};
 use super::listener::Listener;
 use super::progress::{Dropped, Progress};
@@ -23,6 +25,7 @@ pub struct Seeder {
     listener: Listener,
     policy: Policy,
     memory_bytes: u64,
+    rack: Option<RackName>,
     swarms: Mutex<BTreeMap<InfoHash, Handle>>,
 }
 
@@ -43,7 +46,7 @@ impl Seeder {
     /// image.
     #[must_use]
     pub fn new(listener: Listener) -> Self {
-        Self { listener, policy: Policy::default(), memory_bytes: MEMORY_BYTES, swarms: Mutex::default() }
+        Self { listener, policy: Policy::default(), memory_bytes: MEMORY_BYTES, rack: None, swarms: Mutex::default() }
     }
 
     /// How the engines of images published from now on behave.
@@ -58,6 +61,12 @@ impl Seeder {
         Self { memory_bytes, ..self }
     }
 
+    /// The rack that this seeder stands in; without one it is outside of all.
+    #[must_use]
+    pub fn with_rack(self, rack: Option<RackName>) -> Self {
+        Self { rack, ..self }
+    }
+
     /// Begins to serve an image. It announces to `trackers`; with none it is
     /// found through what this returns.
     ///
@@ -70,11 +79,29 @@ impl Seeder {
         source: Arc<dyn PieceSource>,
         trackers: Vec<String>,
     ) -> Result<Published, Error> {
-        let info_hash = manifest.infohash().ok_or_else(|| Error::NoInfoHash(manifest.name().to_owned()))?;
+        self.publish_torrent(manifest, None, source, trackers)
+    }
+
+    /// As [`publish`](Self::publish), and gives the torrent's info dictionary to
+    /// peers that come with a magnet link (BEP 9).
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn publish_torrent(
+        &self,
+        manifest: Arc<Manifest>,
+        metainfo: Option<&Metainfo>,
+        source: Arc<dyn PieceSource>,
+        trackers: Vec<String>,
+    ) -> Result<Published, Error> {
+        let info_hash = drive::names(&manifest)?[0];
         let have = PieceSet::full(manifest.piece_count());
         let job = Job {
+            info: metainfo.map(|metainfo| Bytes::copy_from_slice(metainfo.raw_info())),
+            rack: self.rack.clone(),
+            ours: manifest.digest().is_some(),
+            private: is_private(&manifest, metainfo),
             manifest,
-            info_hash,
             source,
             sink: None,
             have,

@@ -1,26 +1,41 @@
-//! Bytes for serving: from memory while a piece is fresh, else from the disk on
-//! a blocking thread, a stretch at a time.
+//! Bytes for serving: straight from the file when they are in the system's
+//! memory, else read on a blocking thread.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::IoSliceMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use image::{PieceSink, PieceSource};
+use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags};
 use swarm::Shape;
 use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::spawn_blocking;
 use wire::peer::{BLOCK_BYTES, Block};
 
+use super::packing::Packer;
 use crate::Error;
 
 /// Least memory that a swarm can be given, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 8 << 20;
 
-/// Longest stretch that is read from a disk at once: a peer that asks for one
-/// block of a piece asks for the next ones too.
+/// Longest stretch that is read at once from a source that is no file: a peer
+/// that asks for one block of a piece asks for the next ones too.
 const STRETCH_BYTES: u64 = 256 << 10;
+
+/// A stretch that was read this long ago is read again: what is on the disk may
+/// have been put right meanwhile.
+const STRETCH_LASTS: Duration = Duration::from_secs(5);
 
 /// Disk reads at once: enough to keep a disk's queue filled.
 const READS: usize = 8;
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of statfs(2): files that are nowhere but in
+/// memory.
+const MEMORY_FILESYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// A disk that takes pieces and gives them back.
 pub trait Storage: PieceSink + PieceSource {}
@@ -32,20 +47,29 @@ impl<T: PieceSink + PieceSource> Storage for T {}
 pub(super) struct Budget {
     /// Pieces that are not verified yet, in bytes.
     pub(super) active_bytes: u64,
-    /// Stretches kept for serving, in bytes.
+    /// Kept for serving, in bytes: packed chunks, and stretches of sources that
+    /// are no file.
     pub(super) cache_bytes: u64,
-    /// Blocks between a socket and their piece.
-    pub(super) blocks_in_flight: usize,
+    /// Events that may wait for the swarm's task.
+    pub(super) events: usize,
 }
 
 impl Budget {
     /// Half for pieces that come, a quarter for serving; the rest is for what
-    /// is on its way in queues and socket buffers of ours.
+    /// comes twice, for reads from the disk and for buffers of connections.
     pub(super) fn of(memory_bytes: u64) -> Self {
         let memory = memory_bytes.max(MIN_MEMORY_BYTES);
-        let blocks = (memory / 8 / u64::from(BLOCK_BYTES)).clamp(32, 512);
-        Self { active_bytes: memory / 2, cache_bytes: memory / 4, blocks_in_flight: blocks as usize }
+        Self { active_bytes: memory / 2, cache_bytes: memory / 4, events: 256 }
     }
+}
+
+/// A payload to be sent.
+#[derive(Debug)]
+pub(super) enum Payload {
+    /// These bytes.
+    Bytes(Bytes),
+    /// It lies in the file of [`Store::place`], and in the system's memory.
+    OnFile,
 }
 
 /// The readable pieces of one swarm.
@@ -56,6 +80,9 @@ pub(super) struct Store {
     limit_bytes: u64,
     cache: Mutex<Cache>,
     reads: Semaphore,
+    packer: Packer,
+    /// The file never leaves memory.
+    in_memory: bool,
 }
 
 /// Stretches in the order they came; the oldest leaves first. Fresh pieces are
@@ -63,7 +90,7 @@ pub(super) struct Store {
 /// the stretches of a piece, which share their memory, leave together.
 #[derive(Default)]
 struct Cache {
-    stretches: HashMap<Key, Arc<OnceCell<Bytes>>>,
+    stretches: HashMap<Key, (Instant, Arc<OnceCell<Bytes>>)>,
     order: VecDeque<(Key, u64)>,
     bytes: u64,
 }
@@ -75,36 +102,71 @@ impl Store {
     pub(super) fn new(source: Arc<dyn PieceSource>, shape: Shape, limit_bytes: u64) -> Self {
         // A small cache has short stretches, so that several peers fit.
         let stretch = (limit_bytes / 32).next_power_of_two().clamp(u64::from(BLOCK_BYTES), STRETCH_BYTES);
+        let in_memory = (0..shape.pieces()).find_map(|piece| source.place(piece)).is_some_and(|(file, _)| {
+            rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }))
+        });
         Self {
             source,
             shape,
             stretch_bytes: stretch as u32,
-            limit_bytes,
+            limit_bytes: limit_bytes / 2,
             cache: Mutex::default(),
             reads: Semaphore::new(READS),
+            packer: Packer::new(limit_bytes / 2),
+            in_memory,
         }
     }
 
-    /// The bytes of a block, which may cross a stretch when a foreign peer cuts
-    /// otherwise than we do.
-    pub(super) async fn block(self: &Arc<Self>, block: Block) -> Result<Bytes, Error> {
-        let first = block.offset / self.stretch_bytes;
-        let begin = (block.offset % self.stretch_bytes) as usize;
-        let end = begin + block.length as usize;
-        let stretch = self.stretch((block.piece, first)).await?;
-        if end <= stretch.len() {
-            return Ok(stretch.slice(begin..end));
-        }
-        let next = self.stretch((block.piece, first + 1)).await?;
-        let (head, rest) = (stretch.get(begin..), next.get(..end.saturating_sub(stretch.len())));
-        match (head, rest) {
-            (Some(head), Some(rest)) => Ok([head, rest].concat().into()),
-            _ => Err(Error::Defect),
+    /// The file that holds a piece, and where it begins in it.
+    pub(super) fn place(&self, piece: u32) -> Option<(&File, u64)> {
+        self.source.place(piece)
+    }
+
+    /// Packs chunks, and tells when that pays.
+    pub(super) fn packer(&self) -> &Packer {
+        &self.packer
+    }
+
+    /// How a range of one piece is best sent; waits until it can be sent
+    /// without waiting for a disk.
+    pub(super) async fn payload(self: &Arc<Self>, range: Block) -> Result<Payload, Error> {
+        match self.place(range.piece) {
+            None => self.cached(range).await.map(Payload::Bytes),
+            Some((file, start)) if self.is_in_memory(file, start + u64::from(range.offset), range.length) => {
+                Ok(Payload::OnFile)
+            }
+            Some((file, start)) => {
+                self.read_ahead(file, start, range);
+                self.read(range).await.map(Payload::Bytes)
+            }
         }
     }
 
-    /// Keeps a piece that was just verified.
-    pub(super) fn remember(&self, piece: u32, bytes: Vec<u8>) {
+    /// A range packed; none when it does not shrink.
+    pub(super) async fn packed(self: &Arc<Self>, range: Block) -> Result<Option<Bytes>, Error> {
+        if let Some(packed) = self.packer.cached(range) {
+            return Ok(Some(packed));
+        }
+        let store = Arc::clone(self);
+        let work = move || {
+            let mut plain = vec![0; range.length as usize];
+            store.source.read(range.piece, range.offset, &mut plain)?;
+            Ok(store.packer.pack(range, &plain))
+        };
+        spawn_blocking(work).await.map_err(|_| Error::Defect)?
+    }
+
+    /// Reads the whole of a piece. Blocks.
+    pub(super) fn read_blocking(&self, piece: u32, into: &mut [u8]) -> Result<(), Error> {
+        Ok(self.source.read(piece, 0, into)?)
+    }
+
+    /// Keeps a piece that was just verified, if its file cannot give it; hands
+    /// the buffer back otherwise.
+    pub(super) fn remember(&self, piece: u32, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if self.place(piece).is_some() {
+            return Some(bytes);
+        }
         let bytes = Bytes::from(bytes);
         let mut cache = self.cache();
         for (number, start) in (0..bytes.len()).step_by(self.stretch_bytes as usize).enumerate() {
@@ -113,39 +175,88 @@ impl Store {
             cache.insert((piece, number as u32), (end - start) as u64, cell);
         }
         cache.shrink(self.limit_bytes);
+        None
     }
 
     /// Bytes held in memory now.
     pub(super) fn cached_bytes(&self) -> u64 {
-        self.cache().bytes
+        self.cache().bytes + self.packer.bytes()
+    }
+
+    /// Whether reading there would not wait: the first and the last page are
+    /// looked at, since the system reads and drops whole runs of pages.
+    fn is_in_memory(&self, file: &File, offset: u64, length: u32) -> bool {
+        self.in_memory
+            || [offset, offset + u64::from(length) - 1].into_iter().all(|at| {
+                let mut byte = [0];
+                let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+                read == Ok(1)
+            })
+    }
+
+    /// Whoever wants a part of a piece wants the rest next.
+    fn read_ahead(&self, file: &File, start: u64, range: Block) {
+        let end = range.offset + range.length;
+        let rest = u64::from(self.shape.piece_bytes(range.piece).saturating_sub(end));
+        if let Ok(rest) = rest.try_into() {
+            // Only advice; without it the next range is read when it is wanted.
+            let _: Result<(), Errno> = rustix::fs::fadvise(file, start + u64::from(end), Some(rest), Advice::WillNeed);
+        }
+    }
+
+    /// From a source that is no file: a range may cross stretches.
+    async fn cached(self: &Arc<Self>, range: Block) -> Result<Bytes, Error> {
+        let first = range.offset / self.stretch_bytes;
+        let begin = (range.offset % self.stretch_bytes) as usize;
+        let end = begin + range.length as usize;
+        let stretch = self.stretch((range.piece, first)).await?;
+        if end <= stretch.len() {
+            return Ok(stretch.slice(begin..end));
+        }
+        let mut whole = Vec::with_capacity(range.length as usize);
+        whole.extend_from_slice(stretch.get(begin..).ok_or(Error::Defect)?);
+        for number in first + 1.. {
+            let left = range.length as usize - whole.len();
+            if left == 0 {
+                break;
+            }
+            let stretch = self.stretch((range.piece, number)).await?;
+            if stretch.is_empty() {
+                return Err(Error::Defect);
+            }
+            whole.extend_from_slice(&stretch[..left.min(stretch.len())]);
+        }
+        Ok(whole.into())
     }
 
     /// Several connections that want the same stretch wait for one read.
     async fn stretch(self: &Arc<Self>, key: Key) -> Result<Bytes, Error> {
+        let length = self.stretch_length(key);
         let cell = {
             let mut cache = self.cache();
-            match cache.stretches.get(&key) {
-                Some(cell) => Arc::clone(cell),
+            match cache.fresh(key) {
+                Some(cell) => cell,
                 None => {
                     let cell = Arc::new(OnceCell::new());
-                    cache.insert(key, u64::from(self.stretch_length(key)), Arc::clone(&cell));
+                    cache.insert(key, u64::from(length), Arc::clone(&cell));
                     cache.shrink(self.limit_bytes);
                     cell
                 }
             }
         };
-        cell.get_or_try_init(|| self.read(key)).await.cloned()
+        let range = Block { piece: key.0, offset: key.1.saturating_mul(self.stretch_bytes), length };
+        cell.get_or_try_init(|| self.read(range)).await.cloned()
     }
 
-    async fn read(self: &Arc<Self>, key: Key) -> Result<Bytes, Error> {
+    async fn read(self: &Arc<Self>, range: Block) -> Result<Bytes, Error> {
         let _turn = self.reads.acquire().await.map_err(|_| Error::Defect)?;
         let store = Arc::clone(self);
         let read = move || {
-            let mut bytes = vec![0; store.stretch_length(key) as usize];
-            store.source.read(key.0, key.1 * store.stretch_bytes, &mut bytes)?;
+            let mut bytes = vec![0; range.length as usize];
+            store.source.read(range.piece, range.offset, &mut bytes)?;
             Ok(Bytes::from(bytes))
         };
-        tokio::task::spawn_blocking(read).await.map_err(|_| Error::Defect)?
+        spawn_blocking(read).await.map_err(|_| Error::Defect)?
     }
 
     fn stretch_length(&self, (piece, number): Key) -> u32 {
@@ -159,8 +270,13 @@ impl Store {
 }
 
 impl Cache {
+    fn fresh(&self, key: Key) -> Option<Arc<OnceCell<Bytes>>> {
+        let (since, cell) = self.stretches.get(&key)?;
+        (since.elapsed() < STRETCH_LASTS).then(|| Arc::clone(cell))
+    }
+
     fn insert(&mut self, key: Key, bytes: u64, cell: Arc<OnceCell<Bytes>>) {
-        if self.stretches.insert(key, cell).is_none() {
+        if self.stretches.insert(key, (Instant::now(), cell)).is_none() {
             self.order.push_back((key, bytes));
             self.bytes += bytes;
         }
@@ -209,10 +325,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_stretch_is_read_once_for_all_its_blocks() {
-        let (source, store) = store(16 << 20);
+        let (source, store) = store(32 << 20);
         for offset in (0..256 << 10).step_by(16 << 10) {
             let block = Block { piece: 3, offset, length: 16 << 10 };
-            assert_eq!(store.block(block).await.unwrap(), expected(block));
+            assert_eq!(store.cached(block).await.unwrap(), expected(block));
         }
         assert_eq!(source.0.load(Ordering::SeqCst), 1);
         assert_eq!(store.cached_bytes(), 256 << 10);
@@ -220,29 +336,29 @@ mod tests {
 
     #[tokio::test]
     async fn blocks_across_stretches_and_at_the_end_are_right() {
-        let (_, store) = store(16 << 20);
+        let (_, store) = store(32 << 20);
         for block in [
             Block { piece: 0, offset: (256 << 10) - 100, length: 16 << 10 },
             Block { piece: 8, offset: 0, length: 1000 },
             Block { piece: 7, offset: PIECE - 1, length: 1 },
         ] {
-            assert_eq!(store.block(block).await.unwrap(), expected(block), "{block:?}");
+            assert_eq!(store.cached(block).await.unwrap(), expected(block), "{block:?}");
         }
     }
 
     #[tokio::test]
     async fn fresh_pieces_need_no_disk_and_memory_stays_within_its_limit() {
-        let (source, store) = store(2 << 20);
+        let (source, store) = store(4 << 20);
         for piece in 0..5 {
             let block = Block { piece, offset: 0, length: PIECE };
-            store.remember(piece, expected(block));
+            assert!(store.remember(piece, expected(block)).is_none());
             assert!(store.cached_bytes() <= 2 << 20);
         }
         let block = Block { piece: 4, offset: 500_000, length: 16 << 10 };
-        assert_eq!(store.block(block).await.unwrap(), expected(block));
+        assert_eq!(store.cached(block).await.unwrap(), expected(block));
         assert_eq!(source.0.load(Ordering::SeqCst), 0);
         let old = Block { piece: 0, offset: 0, length: 100 };
-        assert_eq!(store.block(old).await.unwrap(), expected(old));
+        assert_eq!(store.cached(old).await.unwrap(), expected(old));
         assert_eq!(source.0.load(Ordering::SeqCst), 1);
     }
 
@@ -250,8 +366,7 @@ mod tests {
     fn budgets_fit_into_their_memory() {
         for memory in [0, MIN_MEMORY_BYTES, 64 << 20, 1 << 30] {
             let budget = Budget::of(memory);
-            let blocks = budget.blocks_in_flight as u64 * u64::from(BLOCK_BYTES);
-            assert!(budget.active_bytes + budget.cache_bytes + blocks <= memory.max(MIN_MEMORY_BYTES));
+            assert!(budget.active_bytes + budget.cache_bytes <= memory.max(MIN_MEMORY_BYTES) * 3 / 4);
         }
     }
 }

@@ -1,0 +1,168 @@
+//! What a driver answers by itself: metadata for magnet links (BEP 9), hashes
+//! (BEP 52); and a look now and then at what it serves.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fixedbitset::FixedBitSet;
+use image::{Manifest, leaf_hashes};
+use swarm::Peer;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_blocking;
+use wire::peer::{Block, ExtensionHandshake, ExtensionIds, HashRange, METADATA_PIECE_BYTES, Message, MetadataMessage};
+
+use super::drive::Event;
+use super::store::Store;
+
+/// Hash requests worked on at once; further ones are refused, as BEP 52 allows.
+const HASH_REQUESTS: usize = 4;
+
+/// Looking at what is served takes at most one part in so many of a core.
+const INSPECTION_SHARE: u32 = 16;
+
+/// Answers of one swarm.
+pub(super) struct Services {
+    manifest: Arc<Manifest>,
+    store: Arc<Store>,
+    info: Option<Bytes>,
+    events: mpsc::Sender<Event>,
+    hashing: Arc<Semaphore>,
+    inspector: Arc<Inspector>,
+}
+
+/// Reads again what this process has not itself written or checked.
+struct Inspector {
+    state: Mutex<Inspection>,
+    corrupt: AtomicU64,
+}
+
+struct Inspection {
+    good: FixedBitSet,
+    /// The next look is not before this; none while one is under way.
+    next: Option<Instant>,
+}
+
+impl Services {
+    pub(super) fn new(
+        manifest: Arc<Manifest>,
+        store: Arc<Store>,
+        info: Option<Bytes>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let good = FixedBitSet::with_capacity(manifest.piece_count() as usize);
+        let state = Mutex::new(Inspection { good, next: Some(Instant::now()) });
+        let inspector = Arc::new(Inspector { state, corrupt: AtomicU64::new(0) });
+        Self { manifest, store, info, events, hashing: Arc::new(Semaphore::new(HASH_REQUESTS)), inspector }
+    }
+
+    /// Adds to our extension handshake what the engine does not know.
+    pub(super) fn introduce(&self, handshake: &mut ExtensionHandshake, port: u16) {
+        handshake.ids.metadata = ExtensionIds::OURS.metadata;
+        handshake.metadata_bytes = self.info.as_ref().and_then(|info| u32::try_from(info.len()).ok());
+        handshake.listen_port = Some(port);
+        if let Some(hello) = &mut handshake.rack {
+            hello.zstd = true;
+        }
+    }
+
+    /// The answer to a request for metadata.
+    pub(super) fn metadata(&self, asked: &MetadataMessage) -> Option<MetadataMessage> {
+        let MetadataMessage::Request { piece } = *asked else { return None };
+        let part = self.info.as_ref().and_then(|info| {
+            let start = (piece as usize).checked_mul(METADATA_PIECE_BYTES as usize)?;
+            let end = info.len().min(start.checked_add(METADATA_PIECE_BYTES as usize)?);
+            let bytes = info.get(start..end).filter(|bytes| !bytes.is_empty())?.to_vec();
+            Some(MetadataMessage::Data { piece, total_bytes: u32::try_from(info.len()).ok()?, bytes })
+        });
+        Some(part.unwrap_or(MetadataMessage::Reject { piece }))
+    }
+
+    /// Works out the answer to a request for hashes.
+    ///
+    /// # Errors
+    /// The refusal, when too many are asked at once.
+    pub(super) fn hashes(
+        &self,
+        peer: Peer,
+        range: HashRange,
+    ) -> Result<impl Future<Output = ()> + Send + 'static, Message> {
+        let refusal = Message::HashReject(Box::new(range));
+        let Ok(turn) = Arc::clone(&self.hashing).try_acquire_owned() else { return Err(refusal) };
+        let (manifest, store, events) = (Arc::clone(&self.manifest), Arc::clone(&self.store), self.events.clone());
+        Ok(async move {
+            let work = move || {
+                manifest.hashes(&range, &mut |piece| {
+                    let mut bytes = vec![0; manifest.piece_length(piece) as usize];
+                    store.read_blocking(piece, &mut bytes).ok()?;
+                    Some(leaf_hashes(&bytes))
+                })
+            };
+            let hashes = spawn_blocking(work).await.ok().flatten();
+            drop(turn);
+            let answer = hashes.map_or(refusal, |hashes| Message::Hashes(Box::new(range), hashes));
+            // The peer may be gone.
+            let _ = events.send(Event::Answer(peer, answer)).await;
+        })
+    }
+
+    /// This piece was verified by this process.
+    pub(super) fn known_good(&self, piece: u32) {
+        self.inspector.with(|state| state.good.insert(piece as usize));
+    }
+
+    /// Pieces that were found to differ from the image where we read them.
+    pub(super) fn corrupt_on_disk(&self) -> u64 {
+        self.inspector.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// A part of a piece was served. Now and then the piece is read again, so
+    /// that a disk or file that has changed is told by its own node.
+    pub(super) fn served(&self, part: Block) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let piece = part.piece;
+        let due = self.inspector.with(|state| {
+            let due = !state.good.contains(piece as usize) && state.next.is_some_and(|next| next <= Instant::now());
+            if due {
+                state.next = None;
+            }
+            due
+        });
+        if !due {
+            return None;
+        }
+        let (manifest, store, inspector) =
+            (Arc::clone(&self.manifest), Arc::clone(&self.store), Arc::clone(&self.inspector));
+        Some(async move {
+            let begun = Instant::now();
+            let work = move || {
+                let mut bytes = vec![0; manifest.piece_length(piece) as usize];
+                let right = store.read_blocking(piece, &mut bytes).is_ok() && manifest.verify(piece, bytes).is_ok();
+                if !right {
+                    tracing::error!(
+                        piece,
+                        image = manifest.name(),
+                        "what this node serves differs from the image: peers will refuse it; put the file or disk right"
+                    );
+                }
+                right
+            };
+            let right = spawn_blocking(work).await.unwrap_or(true);
+            let pause = begun.elapsed().saturating_mul(INSPECTION_SHARE).max(Duration::from_millis(1));
+            if !right {
+                inspector.corrupt.fetch_add(1, Ordering::Relaxed);
+            }
+            inspector.with(|state| {
+                state.good.set(piece as usize, right);
+                state.next = Some(Instant::now() + pause);
+            });
+        })
+    }
+}
+
+impl Inspector {
+    fn with<T>(&self, act: impl FnOnce(&mut Inspection) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

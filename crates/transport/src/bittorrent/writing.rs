@@ -1,0 +1,314 @@
+//! The sending half of a connection. Ranges go out as chunks of about ten
+//! milliseconds, small messages between them; what the network has not taken
+//! stays with us, so that the engine's order of service is the real one.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::net::SendFlags;
+use swarm::Peer;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use wire::peer::{
+    BLOCK_BYTES, Block, Extended, ExtensionHandshake, ExtensionIds, Message, RackMessage, encode_packed_head,
+    encode_piece_head,
+};
+
+use super::drive::Event;
+use super::pace::Pace;
+use super::store::{Payload, Store};
+
+/// How long a peer may leave us unable to send anything.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Small messages are joined up to this many bytes before they are sent.
+const JOIN_BYTES: usize = 16 << 10;
+
+/// What the writing task is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// A message.
+    Say(Message),
+    /// A range of a piece.
+    Send(Block),
+    /// What the peer said of itself.
+    Met(Box<ExtensionHandshake>),
+}
+
+/// What the writing task needs of its swarm.
+pub(super) struct Writing {
+    pub(super) peer: Peer,
+    pub(super) store: Arc<Store>,
+    pub(super) events: mpsc::Sender<Event>,
+    /// Bytes sent by the process's swarm, heads and messages included.
+    pub(super) sent: Arc<AtomicU64>,
+    /// How long an announcement of a piece may wait for company, in
+    /// microseconds.
+    pub(super) patience: Arc<AtomicU64>,
+    pub(super) round_trip: Option<Duration>,
+}
+
+/// Writes what the swarm orders until it closes the queue, or the peer does not
+/// take anything for too long.
+pub(super) async fn write(stream: OwnedWriteHalf, orders: mpsc::Receiver<Order>, writing: Writing) {
+    let (peer, events) = (writing.peer, writing.events.clone());
+    let mut writer = Writer {
+        pace: Pace::new(writing.round_trip),
+        stream,
+        orders,
+        swarm: writing,
+        small: Vec::new(),
+        flush_at: None,
+        ranges: VecDeque::new(),
+        theirs: ExtensionIds::NONE,
+        bulk: false,
+        unpacks: false,
+    };
+    if let Err(error) = writer.run().await {
+        let _ = events.send(Event::Closed(peer, error)).await;
+    }
+}
+
+struct Writer {
+    stream: OwnedWriteHalf,
+    orders: mpsc::Receiver<Order>,
+    swarm: Writing,
+    pace: Pace,
+    /// Encoded messages that wait for the next chunk or flush.
+    small: Vec<u8>,
+    /// When they have to leave; at once if one of them is urgent.
+    flush_at: Option<Instant>,
+    ranges: VecDeque<Queued>,
+    /// What the peer calls our extensions.
+    theirs: ExtensionIds,
+    /// It takes payloads longer than 16 KiB.
+    bulk: bool,
+    unpacks: bool,
+}
+
+enum Queued {
+    Range(Block),
+    /// A message that must not overtake what was queued before it.
+    Behind(Message),
+}
+
+impl Writer {
+    async fn run(&mut self) -> io::Result<()> {
+        loop {
+            while let Ok(order) = self.orders.try_recv() {
+                self.queue(order);
+            }
+            match self.ranges.pop_front() {
+                Some(Queued::Range(range)) => {
+                    if !self.send_first_of(range).await? {
+                        return Ok(());
+                    }
+                }
+                Some(Queued::Behind(message)) => self.say(&message),
+                None => {
+                    if !self.wait().await? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing but small messages: they leave when they have waited enough.
+    /// False when the swarm has closed the queue.
+    async fn wait(&mut self) -> io::Result<bool> {
+        if self.small.len() >= JOIN_BYTES || self.flush_at.is_some_and(|at| at <= Instant::now()) {
+            self.flush_at = None;
+            let small = std::mem::take(&mut self.small);
+            self.push(&small, Rest::Nothing).await?;
+            self.small = small;
+            self.small.clear();
+            return Ok(true);
+        }
+        self.pace.idle();
+        let order = match self.flush_at {
+            None => self.orders.recv().await,
+            Some(at) => match timeout_at(at, self.orders.recv()).await {
+                Ok(order) => order,
+                Err(_) => return Ok(true),
+            },
+        };
+        let open = order.is_some();
+        order.into_iter().for_each(|order| self.queue(order));
+        Ok(open)
+    }
+
+    fn queue(&mut self, order: Order) {
+        match order {
+            Order::Say(Message::Choke) if !self.ranges.is_empty() => {
+                self.ranges.push_back(Queued::Behind(Message::Choke));
+            }
+            Order::Say(message) => self.say(&message),
+            Order::Send(range) => self.ranges.push_back(Queued::Range(range)),
+            Order::Met(handshake) => self.met(&handshake),
+        }
+    }
+
+    fn say(&mut self, message: &Message) {
+        let before = self.small.len();
+        message.encode(&self.theirs, &mut self.small);
+        if self.small.len() == before {
+            return;
+        }
+        let wait = if can_wait(message) { self.swarm.patience.load(Ordering::Relaxed) } else { 0 };
+        let leave = Instant::now() + Duration::from_micros(wait);
+        self.flush_at = Some(self.flush_at.map_or(leave, |at| at.min(leave)));
+    }
+
+    fn met(&mut self, handshake: &ExtensionHandshake) {
+        let ids = handshake.ids;
+        self.theirs.pex = ids.pex.or(self.theirs.pex);
+        self.theirs.metadata = ids.metadata.or(self.theirs.metadata);
+        self.theirs.rack = ids.rack.or(self.theirs.rack);
+        if let Some(hello) = &handshake.rack {
+            self.bulk = true;
+            self.unpacks = hello.zstd && self.theirs.rack.is_some();
+        }
+    }
+
+    /// Sends one chunk of a range, small messages in front; the rest of the
+    /// range is the next in the queue. False when the swarm has ended.
+    async fn send_first_of(&mut self, range: Block) -> io::Result<bool> {
+        let longest = if self.bulk { self.pace.chunk_bytes() } else { BLOCK_BYTES };
+        let chunk = Block { length: range.length.min(longest), ..range };
+        if chunk.length < range.length {
+            let offset = range.offset + chunk.length;
+            self.ranges.push_front(Queued::Range(Block { offset, length: range.length - chunk.length, ..range }));
+        }
+        let mut head = std::mem::take(&mut self.small);
+        self.flush_at = None;
+        if self.unpacks
+            && self.swarm.store.packer().worth_trying(self.pace.rate())
+            && let Some(packed) = self.swarm.store.packed(chunk).await.map_err(io::Error::other)?
+        {
+            let rack = self.theirs.rack.unwrap_or_default();
+            head.extend_from_slice(&encode_packed_head(rack, chunk, packed.len() as u32));
+            self.push(&head, Rest::Bytes(&packed)).await?;
+        } else {
+            head.extend_from_slice(&encode_piece_head(chunk));
+            match self.swarm.store.payload(chunk).await.map_err(io::Error::other)? {
+                Payload::Bytes(bytes) => self.push(&head, Rest::Bytes(&bytes)).await?,
+                Payload::OnFile => self.push(&head, Rest::OnFile(chunk)).await?,
+            }
+        }
+        self.pace.unhindered();
+        head.clear();
+        self.small = head;
+        Ok(self.swarm.events.send(Event::Sent(self.swarm.peer, chunk)).await.is_ok())
+    }
+
+    /// Hands everything to the socket.
+    async fn push(&mut self, head: &[u8], rest: Rest<'_>) -> io::Result<()> {
+        let length = rest.length();
+        let mut at = 0;
+        while at < head.len() + length {
+            let taken = match &rest {
+                Rest::OnFile(chunk) if at >= head.len() => self.push_file(*chunk, at - head.len()).await?,
+                Rest::OnFile(_) => self.push_bytes(&[&head[at..]], SendFlags::MORE).await?,
+                Rest::Bytes(bytes) if at >= head.len() => {
+                    self.push_bytes(&[&bytes[at - head.len()..]], SendFlags::empty()).await?
+                }
+                Rest::Bytes(bytes) => self.push_bytes(&[&head[at..], bytes], SendFlags::empty()).await?,
+                Rest::Nothing => self.push_bytes(&[&head[at..]], SendFlags::empty()).await?,
+            };
+            at += taken;
+        }
+        self.swarm.sent.fetch_add((head.len() + length) as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn push_bytes(&mut self, parts: &[&[u8]], flags: SendFlags) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); 2];
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        let slices = &slices[..parts.len().min(2)];
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        give(&self.stream, &mut self.pace, length, |stream| {
+            let mut control = rustix::net::SendAncillaryBuffer::default();
+            Ok(rustix::net::sendmsg(stream, slices, &mut control, flags | SendFlags::NOSIGNAL)?)
+        })
+        .await
+    }
+
+    async fn push_file(&mut self, chunk: Block, done: usize) -> io::Result<usize> {
+        let Some((file, start)) = self.swarm.store.place(chunk.piece) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let mut offset = start + u64::from(chunk.offset) + done as u64;
+        let left = chunk.length as usize - done;
+        give(&self.stream, &mut self.pace, left, |stream| {
+            match rustix::fs::sendfile(stream, file, Some(&mut offset), left)? {
+                0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                taken => Ok(taken),
+            }
+        })
+        .await
+    }
+}
+
+/// What follows the head.
+enum Rest<'a> {
+    Nothing,
+    Bytes(&'a [u8]),
+    OnFile(Block),
+}
+
+impl Rest<'_> {
+    fn length(&self) -> usize {
+        match self {
+            Rest::Nothing => 0,
+            Rest::Bytes(bytes) => bytes.len(),
+            Rest::OnFile(chunk) => chunk.length as usize,
+        }
+    }
+}
+
+/// Tries to give the socket `length` bytes, and waits while it takes nothing.
+async fn give(
+    half: &OwnedWriteHalf,
+    pace: &mut Pace,
+    length: usize,
+    mut attempt: impl FnMut(&TcpStream) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let stream: &TcpStream = half.as_ref();
+    loop {
+        let mut taken = 0;
+        let outcome = stream.try_io(Interest::WRITABLE, || {
+            taken = attempt(stream)?;
+            // A socket that took less is full: no need to ask again before it
+            // has said that it is not.
+            if taken < length { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        pace.took(taken);
+        match outcome {
+            Ok(()) => return Ok(taken),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                pace.full(stream);
+                if taken > 0 {
+                    return Ok(taken);
+                }
+                let writable = timeout(WRITE_DEADLINE, stream.writable()).await;
+                writable.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Announcements of pieces are many and not urgent.
+fn can_wait(message: &Message) -> bool {
+    matches!(message, Message::Have(_) | Message::Extended(Extended::Rack(RackMessage::Have { .. })))
+}
