@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 /// Every failure of this crate. The sentence says what was wrong and what to do.
@@ -10,7 +11,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum Error {
     /// An operating system call on a file or folder failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), advice(source))]
     Io {
         /// What was being done, as a verb.
         action: &'static str,
@@ -20,7 +21,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Reading or writing a disk failed at one place.
-    #[error("cannot {action} {} at byte {offset}: {source}", device.display())]
+    #[error("cannot {action} {} at byte {offset}: {source}{}", device.display(), advice(source))]
     Device {
         /// `read` or `write` or `zero`.
         action: &'static str,
@@ -31,10 +32,10 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// The server's disk is full.
+    /// The disk that a file is written to is full.
     #[error(
         "no space left in {}: the image needs up to {needed_bytes} bytes and {free_bytes} are free; \
-         make room or choose another folder, then import again",
+         make room or choose another folder, then try again",
         folder.display()
     )]
     NoSpace {
@@ -198,6 +199,16 @@ pub enum Error {
     /// A worker thread died; a defect of this program.
     #[error("a hashing thread ended unexpectedly; please report this")]
     WorkerDied,
+}
+
+/// What to do about an error of the system, where that is not plain.
+fn advice(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::IO) => "; the medium fails: replace it, or choose another one",
+        Some(Errno::ROFS) => "; it is write-protected: lift the protection, or choose another place",
+        Some(Errno::ACCESS | Errno::PERM) => "; become root, or choose another place",
+        _ => "",
+    }
 }
 
 fn plural(count: usize) -> String {

@@ -9,6 +9,7 @@
 //!
 //! Everything here blocks; callers in async code use blocking threads.
 
+mod direct;
 mod error;
 pub mod format;
 mod hash;

@@ -11,7 +11,7 @@ use wire::metainfo::merkle::{self, FileTree};
 use wire::metainfo::{InfoHash, InfoHashError, InfoHashV2};
 use wire::peer::HashRange;
 
-use crate::hash::{ZeroHashes, leaf_hashes, sha1};
+use crate::hash::{PieceHash, ZeroHashes, leaf_hashes, sha1};
 use crate::leaves::Leaves;
 use crate::seal::Sealed;
 use crate::twins::Twins;
@@ -437,6 +437,14 @@ impl Manifest {
         };
         let nodes = (0..range.length).map(|at| (range.base_layer, u64::from(range.index) + u64::from(at)));
         nodes.chain(merkle::uncles(range)).map(|(layer, index)| node(layer, index)).collect()
+    }
+
+    /// Whether this is the hash of a piece; for content that stays where it is.
+    pub(crate) fn is_hash_of(&self, index: u32, hash: &PieceHash) -> bool {
+        match &self.pieces {
+            PieceHashes::Roots(roots) => hash.root.is_some() && roots.get(index as usize).copied() == hash.root,
+            PieceHashes::Sha1(hashes) => hash.sha1.is_some() && hashes.get(index as usize).copied() == hash.sha1,
+        }
     }
 
     /// Whether bytes are this piece; for content that stays where it is.

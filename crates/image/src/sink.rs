@@ -1,19 +1,26 @@
 //! Where verified pieces go: a block device or a file.
+//!
+//! What is held is known only in memory and only after the write: a process
+//! that was killed and a machine that lost power begin with a scan, which
+//! believes nothing but the bytes.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
+use std::num::NonZero;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
-use crate::hash::{Pipeline, is_zero, sha256};
-use crate::manifest::{Manifest, VerifiedPiece};
-use crate::{Error, PieceSet, Progress, sparse};
+use crate::direct::Direct;
+use crate::hash::{PieceHasher, Wanted, is_zero, sha256};
+use crate::manifest::{Manifest, PieceHashes, VerifiedPiece};
+use crate::{Error, PieceSet, Progress, spans, sparse};
 
 /// Pieces that [`DiskSink::finish`] reads again, besides the first and the last.
 const SAMPLED_PIECES: u64 = 16;
@@ -55,13 +62,17 @@ pub trait PieceSource: Send + Sync {
 ///
 /// In this order: [`open`](Self::open) (refuses what does not fit),
 /// [`scan`](Self::scan) (keeps what is there already; may be left out),
-/// [`prepare`](Self::prepare) (zeroes), [`put`](PieceSink::put) each missing
+/// [`prepare`](Self::prepare) (zeroes, copies twins), [`put`](PieceSink::put) each missing
 /// piece, [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct DiskSink {
     file: File,
     path: PathBuf,
     block_device: bool,
+    /// Writes around the page cache, where the target allows it.
+    direct: Option<Direct>,
+    /// What was not written yet is a hole and reads as zeros.
+    fresh: AtomicBool,
     size_bytes: u64,
     manifest: Arc<Manifest>,
     have: Mutex<PieceSet>,
@@ -97,7 +108,8 @@ impl DiskSink {
             Some(Errno::BUSY) => Error::Busy(path.to_owned()),
             _ => opened(error),
         })?;
-        Self::of_file(file, path, block_device, manifest)
+        let direct = if block_device { Direct::open(path) } else { None };
+        Self::of_file(file, path, direct, manifest)
     }
 
     /// Creates a sparse file of the image's size; for images on files.
@@ -108,10 +120,13 @@ impl DiskSink {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let file = file.map_err(Error::io("create", path))?;
         file.set_len(manifest.size_bytes()).map_err(Error::io("set the size of", path))?;
-        Self::of_file(file, path, false, manifest)
+        let sink = Self::of_file(file, path, None, manifest)?;
+        sink.fresh.store(true, Ordering::Relaxed);
+        Ok(sink)
     }
 
-    fn of_file(mut file: File, path: &Path, block_device: bool, manifest: Arc<Manifest>) -> Result<Self, Error> {
+    fn of_file(mut file: File, path: &Path, direct: Option<Direct>, manifest: Arc<Manifest>) -> Result<Self, Error> {
+        let block_device = file.metadata().map_err(Error::io("look at", path))?.file_type().is_block_device();
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(Error::io("measure", path))?;
         if size_bytes < manifest.size_bytes() {
             return Err(Error::TooSmall {
@@ -121,7 +136,8 @@ impl DiskSink {
             });
         }
         let have = Mutex::new(PieceSet::with_capacity(manifest.piece_count() as usize));
-        Ok(Self { file, path: path.to_owned(), block_device, size_bytes, manifest, have })
+        let (path, fresh) = (path.to_owned(), AtomicBool::new(false));
+        Ok(Self { file, path, block_device, direct, fresh, size_bytes, manifest, have })
     }
 
     /// The image this disk gets.
@@ -142,50 +158,34 @@ impl DiskSink {
         self.have().clone()
     }
 
-    /// Reads the disk from front to back and keeps the pieces that are right
-    /// already; returns all that are held then. A piece that reads as zeros is
-    /// decided without hashing. Writes nothing.
+    /// Reads the disk from front to back, on all cores, and keeps the pieces
+    /// that are right already; returns all that are held then. Holes are not
+    /// read and zeros not hashed. Writes nothing, and leaves the page cache to
+    /// others.
     ///
     /// # Errors
     /// When cancelled by `progress`. A range that cannot be read is not held,
     /// and shows when it is written.
     pub fn scan(&self, progress: &mut Progress<'_>) -> Result<PieceSet, Error> {
-        let manifest = &*self.manifest;
-        let zero_pieces = manifest.zero_pieces();
-        let mut good = PieceSet::with_capacity(manifest.piece_count() as usize);
-        let hashed = thread::scope(|scope| {
-            let pipeline = Pipeline::start(scope, manifest.piece_size_bytes() as usize, false, |index, bytes| {
-                manifest.agrees(index, bytes)
-            });
-            let mut buffer = pipeline.buffer()?;
-            for index in 0..manifest.piece_count() {
-                let (offset, length) = (manifest.piece_offset(index), manifest.piece_length(index));
-                match self.look(offset, length, &mut buffer) {
-                    Content::Zeros => good.set(index as usize, zero_pieces.contains(index as usize)),
-                    Content::Bytes if zero_pieces.contains(index as usize) => {}
-                    Content::Bytes => {
-                        let full = std::mem::replace(&mut buffer, pipeline.buffer()?);
-                        pipeline.submit(index, full)?;
-                    }
-                    Content::Unreadable => {}
-                }
-                let done = offset + u64::from(length);
-                if let ControlFlow::Break(()) = progress(done, manifest.size_bytes()) {
-                    return Err(Error::Cancelled);
-                }
-            }
-            pipeline.finish()
-        })?;
-        for (index, agrees) in hashed.results {
-            good.set(index as usize, agrees);
-        }
+        let source = spans::Source {
+            file: &self.file,
+            path: &self.path,
+            size_bytes: self.manifest.size_bytes(),
+            piece_size_bytes: self.manifest.piece_size_bytes(),
+            keep_cached: false,
+        };
+        let mut good = PieceSet::with_capacity(self.manifest.piece_count() as usize);
+        let look = |index: u32, span: &mut Vec<u8>| Ok(self.is_right(&source, index, span));
+        spans::each_piece(&source, look, progress, |index, right| good.set(index as usize, right))?;
         let mut have = self.have();
         have.union_with(&good);
         Ok(have.clone())
     }
 
-    /// Zeroes the zero pieces that are not held yet, neighbours in one go, and
-    /// wipes a stale backup partition table.
+    /// Makes everything that need not come from elsewhere: zeroes the zero
+    /// pieces that are not held yet, neighbours in one go, copies pieces of
+    /// which the disk holds a twin, and wipes a stale backup partition table.
+    /// Nothing is to be zeroed in a file that was just created.
     ///
     /// On a disk larger than the image nothing beyond the image is touched but
     /// the last 33 sectors: a backup GPT that an earlier system left there
@@ -202,13 +202,18 @@ impl DiskSink {
         for run in runs(&wanted) {
             let start = self.manifest.piece_offset(run.start);
             let end = self.manifest.piece_offset(run.end).min(self.manifest.size_bytes());
-            sparse::zero_range(&self.file, start..end).map_err(Error::device("zero", &self.path, start))?;
+            if !self.fresh.load(Ordering::Relaxed) {
+                sparse::zero_range(&self.file, start..end)
+                    .map_err(Error::device("zero", &self.path, start))
+                    .map_err(|error| self.or_full(error))?;
+            }
             self.have().insert_range(run.start as usize..run.end as usize);
             done += end - start;
             if let ControlFlow::Break(()) = progress(done, total) {
                 return Err(Error::Cancelled);
             }
         }
+        self.copy_twins(progress)?;
         self.wipe_backup_gpt()
     }
 
@@ -236,24 +241,86 @@ impl DiskSink {
             for &index in &corrupt {
                 have.remove(index as usize);
             }
+            // What such a disk holds is no longer what it was left with.
+            self.fresh.store(false, Ordering::Relaxed);
             return Err(Error::CorruptPieces { what: self.path.clone(), count: corrupt.len(), first });
         }
         Ok(Finished { pieces_read_back: sample.len() as u32 })
     }
 
-    fn look(&self, offset: u64, length: u32, buffer: &mut Vec<u8>) -> Content {
-        if !self.block_device && sparse::in_hole(&self.file, offset, u64::from(length)) {
-            return Content::Zeros;
+    /// Whether a piece is on the disk as it should be.
+    fn is_right(&self, source: &spans::Source<'_>, index: u32, span: &mut Vec<u8>) -> bool {
+        let zeros = self.manifest.zero_pieces().contains(index as usize);
+        if !self.block_device && sparse::in_hole(&self.file, source.offset(index), source.length(index)) {
+            return zeros;
         }
-        buffer.resize(length as usize, 0);
-        match self.file.read_exact_at(buffer, offset) {
-            Ok(()) if is_zero(buffer) => Content::Zeros,
-            Ok(()) => Content::Bytes,
+        let (sha1, roots) = match self.manifest.pieces() {
+            PieceHashes::Roots(_) => (false, true),
+            PieceHashes::Sha1(_) => (true, false),
+        };
+        let mut hasher = PieceHasher::new(Wanted { sha1: sha1 && !zeros, roots: roots && !zeros });
+        let mut all_zero = true;
+        let read = source.read(index, span, &mut |bytes| {
+            all_zero = all_zero && is_zero(bytes);
+            hasher.update(bytes);
+        });
+        match read {
+            Ok(()) if zeros => all_zero,
+            Ok(()) => !all_zero && self.manifest.is_hash_of(index, &hasher.finish(self.manifest.tree())),
             Err(error) => {
-                tracing::warn!(device = %self.path.display(), offset, %error, "unreadable; its piece will be fetched");
-                Content::Unreadable
+                tracing::warn!(%error, "unreadable; its piece will be fetched");
+                false
             }
         }
+    }
+
+    /// Writes pieces of which the disk holds an equal one elsewhere.
+    fn copy_twins(&self, progress: &mut Progress<'_>) -> Result<(), Error> {
+        let manifest = &self.manifest;
+        for first in manifest.twins().ones().filter_map(|copy| manifest.twin_of(copy as u32)).collect::<BTreeSet<_>>() {
+            let alike = || std::iter::once(first).chain(manifest.twins_of(first).iter().copied());
+            let have = self.held();
+            let (held, missing): (Vec<u32>, Vec<u32>) = alike().partition(|&index| have.contains(index as usize));
+            let Some(&held) = held.first().filter(|_| !missing.is_empty()) else { continue };
+            let mut bytes = vec![0; manifest.piece_length(held) as usize];
+            self.read(held, 0, &mut bytes)?;
+            // Nobody but this program writes to the disk now, so this agrees; if it does not, the pieces are fetched.
+            let Ok(mut piece) = manifest.verify(held, bytes) else { continue };
+            for index in missing {
+                let Some(twin) = manifest.as_twin(piece, index) else { break };
+                self.put(&twin)?;
+                piece = twin;
+            }
+            let copied = manifest.bytes_of(&self.held());
+            if let ControlFlow::Break(()) = progress(copied, manifest.size_bytes()) {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// A full disk is said with the folder and the bytes.
+    fn or_full(&self, error: Error) -> Error {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if self.block_device { error } else { error.or_no_space(folder, self.manifest.payload_bytes()) }
+    }
+
+    fn write(&self, piece: &VerifiedPiece) -> io::Result<()> {
+        let (bytes, offset) = (piece.bytes(), piece.offset());
+        if let Some(direct) = &self.direct
+            && direct.write(bytes, offset)?
+        {
+            return Ok(());
+        }
+        match (self.block_device, self.fresh.load(Ordering::Relaxed)) {
+            (true, _) => self.file.write_all_at(bytes, offset)?,
+            (false, true) => sparse::write_into_hole(&self.file, offset, bytes)?,
+            (false, false) => sparse::write_over(&self.file, offset, bytes)?,
+        }
+        // Starts writing back at once (the pages are dirty, so they stay and can be served): memory does not fill with
+        // dirty pages, a machine that loses power resumes with nearly all that it had, and the final sync is short.
+        let _ = rustix::fs::fadvise(&self.file, offset, NonZero::new(bytes.len() as u64), Advice::DontNeed);
+        Ok(())
     }
 
     /// Whether the medium holds a piece as it should.
@@ -297,15 +364,8 @@ impl PieceSink for DiskSink {
         if piece.content_id() != self.manifest.content_id() {
             return Err(Error::ForeignPiece { index: piece.index() });
         }
-        let written = match self.block_device {
-            true => self.file.write_all_at(piece.bytes(), piece.offset()),
-            false => sparse::write_over(&self.file, piece.offset(), piece.bytes()),
-        };
-        written.map_err(Error::device("write", &self.path, piece.offset()))?;
-        // Starts writing back at once (the pages are dirty, so they stay): a machine that loses power resumes with
-        // nearly all that it had, and the final sync has little left to do.
-        let length = (piece.bytes().len() as u64).try_into().ok();
-        let _ = rustix::fs::fadvise(&self.file, piece.offset(), length, Advice::DontNeed);
+        let written = self.write(piece).map_err(Error::device("write", &self.path, piece.offset()));
+        written.map_err(|error| self.or_full(error))?;
         self.have().insert(piece.index() as usize);
         Ok(())
     }
@@ -375,12 +435,6 @@ fn read_piece(
     file.read_exact_at(into, offset).map_err(Error::device("read", path, offset))
 }
 
-enum Content {
-    Zeros,
-    Bytes,
-    Unreadable,
-}
-
 /// Consecutive members of a set as ranges.
 fn runs(set: &PieceSet) -> Vec<Range<u32>> {
     let mut runs: Vec<Range<u32>> = Vec::new();
@@ -414,7 +468,7 @@ fn sample(piece_count: u32, seed: u64) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::hash::leaf_hashes;
-    use crate::manifest::{Parts, PieceHashes};
+    use crate::manifest::Parts;
     use crate::no_progress;
     use proptest::prelude::*;
     use std::fs;
