@@ -7,6 +7,7 @@ mod agenda;
 mod chance;
 mod foreign;
 mod net;
+pub mod picture;
 pub mod plan;
 pub mod report;
 pub mod scenario;

@@ -57,6 +57,8 @@ pub struct Report {
     pub image_bytes: u64,
     /// Pieces of the image.
     pub pieces: u32,
+    /// Pieces that a node had to get, by the network or as twins.
+    pub fetched_pieces: u32,
     /// Formula (1): nobody can be faster on one switch.
     pub t_star: Nanos,
     /// Formula (4): nobody can be faster on this fabric.

@@ -134,6 +134,7 @@ impl<N: Network> World<N> {
             racks: fabric.racks,
             image_bytes: world.fetched_bytes(),
             pieces: world.shape.pieces(),
+            fetched_pieces: world.shape.pieces() - world.kept_before.count(),
             t_star: bound::t_star_of(&world.scenario, world.fetched_bytes()),
             bound: world.bound,
             makespan: times.last().copied().unwrap_or(0),
