@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use image::{DiskSink, Manifest, PieceSink};
 use transport::bittorrent::{Download, FetchJob, Limits, Listener};
+use wire::peer::RackName;
 
 use crate::swarming::{self, Behaviour, Listen, Signals};
 use crate::{output, parse};
@@ -42,7 +43,7 @@ pub(crate) struct Arguments {
     listen: Listen,
     /// The rack that this node is in: its members fetch each piece across racks only once
     #[arg(long, value_name = "NAME")]
-    rack: Option<String>,
+    rack: Option<RackName>,
     /// How long to go on giving when everything is there
     #[arg(long, value_name = "SECONDS|forever", default_value = "10")]
     linger: Linger,
@@ -132,7 +133,7 @@ impl Fetched {
 /// From the torrent's address to the one line on standard output.
 async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Result<Fetched> {
     destination::check(&arguments.destination)?;
-    let torrent = swarming::torrent::read(&arguments.torrent).await?;
+    let torrent = Arc::new(swarming::torrent::read(&arguments.torrent).await?);
     let manifest = Arc::new(Manifest::from_metainfo(&torrent)?);
     let target = destination::of(&arguments.destination, manifest.name())?;
     let sink = open(target, Arc::clone(&manifest), screen).await?;
@@ -143,6 +144,8 @@ async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Resu
     job.trackers = swarming::torrent::trackers(torrent.announce(), !arguments.peers.is_empty());
     job.peers.clone_from(&arguments.peers);
     job.memory_bytes = arguments.memory;
+    job.metainfo = Some(torrent);
+    job.rack.clone_from(&arguments.rack);
     arguments.policy.apply(&mut job.policy);
     let mut download = Download::start(&listener, job)?;
     follow(&mut download, screen).await?;

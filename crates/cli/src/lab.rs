@@ -1,5 +1,7 @@
 //! `rackswarm lab`: a rack of virtual machines, and power drivers by hand.
 
+mod bench;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,6 +19,8 @@ use crate::parse;
 pub(crate) enum Command {
     /// Virtual machines with blank disks, from power-on to proved systems; as root
     Demo(DemoArguments),
+    /// Deliver files in network namespaces and measure it; as root
+    Bench(bench::Arguments),
     /// Drive a power driver by its address
     #[command(after_help = POWER_HELP.as_str())]
     Power {
@@ -101,6 +105,7 @@ pub(crate) struct DemoArguments {
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demonstrate(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Power { action, address, device, json } => {
             let driver = power::open(&address)?;
             crate::wait(drive(driver.as_ref(), action, device, json))

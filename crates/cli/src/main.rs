@@ -12,12 +12,16 @@ mod lab;
 mod node;
 mod output;
 mod parse;
+mod plan;
 mod post;
 mod rack;
 mod seed;
 mod serve;
+mod sim;
 mod swarming;
 mod timeline;
+mod torrent;
+mod track;
 mod watch;
 
 use std::process::ExitCode;
@@ -70,6 +74,14 @@ enum Command {
     Seed(seed::Arguments),
     /// Fetch a file through a swarm onto a disk or into a file, verified, without a controller
     Fetch(fetch::Arguments),
+    /// Make the .torrent of a file
+    Torrent(torrent::Arguments),
+    /// Track swarms that others seed
+    Track(track::Arguments),
+    /// Simulate a swarm of 1 to 100,000 nodes in virtual time, with the production engine
+    Sim(sim::Arguments),
+    /// What a delivery takes at least, what limits it, and what to expect
+    Plan(plan::Arguments),
     /// Kernel and initramfs that machines start over the network
     #[command(subcommand)]
     Bootenv(bootenv::Command),
@@ -110,6 +122,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Deploy(arguments) => wait(deploy::run(&connection, arguments)),
         Command::Seed(arguments) => seed::run(&arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
+        Command::Torrent(arguments) => torrent::run(&arguments),
+        Command::Track(arguments) => track::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bootenv(command) => bootenv::run(&command),
         Command::Doctor(arguments) => doctor::run(&connection, &arguments),
         Command::Lab(command) => lab::run(command),

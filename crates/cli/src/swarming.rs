@@ -1,6 +1,8 @@
 //! What `seed` and `fetch` have in common.
 
+pub(crate) mod create;
 pub(crate) mod torrent;
+pub(crate) mod tracker;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

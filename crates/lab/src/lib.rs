@@ -4,6 +4,7 @@
 //! Everything has a name with this process's id in it, is ended by process id only, and is gone when its owner is
 //! dropped. What a killed process left behind is found and removed by the next start ([`leftovers`]).
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod leftovers;

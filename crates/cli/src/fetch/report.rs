@@ -22,6 +22,9 @@ pub(super) struct Report {
     seconds: f64,
     /// Bytes that needed not come: on the disk already, or zeros.
     bytes_held: u64,
+    /// All bytes from and to peers, messages and heads included, TCP's own excluded.
+    wire_received: u64,
+    wire_sent: u64,
     payload_received: u64,
     payload_sent: u64,
     /// Received for nothing: repeated, late or corrupt.
@@ -70,6 +73,8 @@ impl Report {
             bytes: manifest.size_bytes(),
             seconds: elapsed.as_secs_f64(),
             bytes_held: bytes_held.max(zeros),
+            wire_received: numbers.wire_bytes_down,
+            wire_sent: numbers.wire_bytes_up,
             payload_received: total.received + total.wasted,
             payload_sent: total.sent,
             payload_wasted: total.wasted,
