@@ -32,7 +32,8 @@ fn check_bounds(extended: &Extended) {
             assert!(pex.added.len() <= MAX_PEX_PEERS && pex.dropped.len() <= MAX_PEX_PEERS);
             assert!(pex.added.iter().all(|peer| peer.address.port() != 0));
         }
-        Extended::Metadata(MetadataMessage::Data { piece, total_bytes, bytes }) => {
+        Extended::Metadata(message) => {
+            let MetadataMessage::Data { piece, total_bytes, bytes } = &**message else { return };
             assert!(bytes.len() <= METADATA_PIECE_BYTES as usize);
             assert!(piece * METADATA_PIECE_BYTES < *total_bytes);
         }

@@ -74,7 +74,7 @@ impl Services {
         let part = self.info.as_ref().and_then(|info| {
             let start = (piece as usize).checked_mul(METADATA_PIECE_BYTES as usize)?;
             let end = info.len().min(start.checked_add(METADATA_PIECE_BYTES as usize)?);
-            let bytes = info.get(start..end).filter(|bytes| !bytes.is_empty())?.to_vec();
+            let bytes = (start < end).then(|| info.slice(start..end))?;
             Some(MetadataMessage::Data { piece, total_bytes: u32::try_from(info.len()).ok()?, bytes })
         });
         Some(part.unwrap_or(MetadataMessage::Reject { piece }))

@@ -462,7 +462,7 @@ mod tests {
             1 => MetadataMessage::Reject { piece },
             _ => {
                 let bytes = vec![7; bytes.max(1)];
-                MetadataMessage::Data { piece, total_bytes: piece * 16384 + bytes.len() as u32, bytes }
+                MetadataMessage::Data { piece, total_bytes: piece * 16384 + bytes.len() as u32, bytes: bytes.into() }
             }
         });
         let address = (any::<std::net::IpAddr>(), 1u16..).prop_map(|(ip, port)| std::net::SocketAddr::new(ip, port));

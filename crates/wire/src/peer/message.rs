@@ -90,7 +90,7 @@ pub enum Extended {
     /// Peers that it met and lost (BEP 11).
     Pex(Box<Pex>),
     /// Parts of the info dictionary (BEP 9).
-    Metadata(MetadataMessage),
+    Metadata(Box<MetadataMessage>),
     /// Our own.
     Rack(RackMessage),
     /// An extension, or a kind of message within one, that we do not know; to
@@ -127,7 +127,7 @@ impl From<Pex> for Message {
 
 impl From<MetadataMessage> for Message {
     fn from(message: MetadataMessage) -> Message {
-        Message::Extended(Extended::Metadata(message))
+        Message::Extended(Extended::Metadata(Box::new(message)))
     }
 }
 
@@ -204,7 +204,7 @@ impl Extended {
         let known = if ours.pex == Some(id) {
             Some(Extended::Pex(Box::new(Pex::decode(body)?)))
         } else if ours.metadata == Some(id) {
-            MetadataMessage::decode(body)?.map(Extended::Metadata)
+            MetadataMessage::decode(body)?.map(|message| Extended::Metadata(Box::new(message)))
         } else if ours.rack == Some(id) {
             RackMessage::decode(body)?.map(Extended::Rack)
         } else {

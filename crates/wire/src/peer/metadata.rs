@@ -1,5 +1,7 @@
 //! Passing on the info dictionary (BEP 9, `ut_metadata`).
 
+use bytes::Bytes;
+
 use super::PeerError;
 use crate::bencode::{Dictionary, Value};
 use crate::metainfo::MAX_METAINFO_BYTES;
@@ -32,8 +34,9 @@ pub enum MetadataMessage {
         piece: u32,
         /// Bytes of the whole info dictionary.
         total_bytes: u32,
-        /// The part: 16 KiB, less only at the end.
-        bytes: Vec<u8>,
+        /// The part: 16 KiB, less only at the end. Answers that wait share the
+        /// dictionary's memory: a peer may ask often and read nothing.
+        bytes: Bytes,
     },
     /// I do not have it, or was asked too often.
     Reject {
@@ -66,7 +69,7 @@ impl MetadataMessage {
                 if total_bytes > MAX_METADATA_BYTES || Some(bytes.len()) != part_bytes(piece, total_bytes) {
                     return Err(bad("its bytes are not what piece and total_size demand"));
                 }
-                MetadataMessage::Data { piece, total_bytes, bytes: bytes.to_vec() }
+                MetadataMessage::Data { piece, total_bytes, bytes: Bytes::copy_from_slice(bytes) }
             }
         }))
     }
@@ -108,7 +111,7 @@ mod tests {
             (MetadataMessage::Request { piece: 0 }, b"d8:msg_typei0e5:piecei0ee".to_vec()),
             (MetadataMessage::Reject { piece: 0 }, b"d8:msg_typei2e5:piecei0ee".to_vec()),
             (
-                MetadataMessage::Data { piece: 0, total_bytes: 3425, bytes: bytes.clone() },
+                MetadataMessage::Data { piece: 0, total_bytes: 3425, bytes: bytes.clone().into() },
                 [b"d8:msg_typei1e5:piecei0e10:total_sizei3425ee".as_slice(), &bytes].concat(),
             ),
         ];
