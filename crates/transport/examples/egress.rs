@@ -1,70 +1,162 @@
-//! Measures one seeder and N downloads in one process on loopback: disks are
-//! files in a temporary folder, hashing and writing included.
+//! How many bytes a second one seeder gives on loopback, everything in memory
+//! (row m of issue 3). The clients live in the same program: either they only
+//! drain their sockets, or they are real downloads into memory.
 //!
-//! `cargo run -p rackswarm-transport --example egress -- [MIB] [NODES] [MEMORY_MIB]`
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+//! `cargo run --release -p rackswarm-transport --example egress -- [drain|download|blocks] [CLIENTS] [SECONDS]`
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::SocketAddr;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use image::seal::seal_file;
 use image::{DiskSink, FileSource, Manifest, no_progress};
 use rackswarm_transport::bittorrent::{Download, FetchJob, Limits, Listener, Seeder};
+use rackswarm_transport::usage;
+use wire::peer::{
+    BLOCK_BYTES, Block, ExtensionHandshake, ExtensionIds, HANDSHAKE_BYTES, Handshake, Message, PeerId, RackHello,
+};
 
-const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+const IMAGE_BYTES: u64 = 512 << 20;
+const PIECE_BYTES: u64 = 1 << 20;
+/// Bytes that a draining client has asked for and not yet got.
+const AHEAD_BYTES: u64 = 4 << 20;
+const ANYWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-#[tokio::main]
-async fn main() {
-    let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>().expect("a number"));
-    let (mib, nodes) = (numbers.next().unwrap_or(512), numbers.next().unwrap_or(1));
-    let memory_bytes = (numbers.next().unwrap_or(64) as u64) << 20;
-    let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("image");
-    let mut state = 1u64;
-    let mut content = vec![0u8; mib << 20];
-    for word in content.chunks_exact_mut(8) {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        word.copy_from_slice(&state.to_le_bytes());
-    }
-    std::fs::write(&image, &content).unwrap();
-    drop(content);
-    let begin = Instant::now();
-    let sealed = seal_file(&image, None, &mut no_progress).unwrap();
-    println!("sealed {mib} MiB in {:.2} s", begin.elapsed().as_secs_f64());
-    let manifest = Arc::new(Manifest::from_sealed(&"image".parse().unwrap(), &sealed).unwrap());
-
-    let seeder = Seeder::new(Listener::bind(ANYWHERE, Limits::default()).await.unwrap());
-    let source = Arc::new(FileSource::open(&image, Arc::clone(&manifest)).unwrap());
-    let published = seeder.publish(Arc::clone(&manifest), source, vec![]).unwrap();
-    let mut listeners = Vec::new();
-    for _ in 0..nodes {
-        listeners.push(Listener::bind(ANYWHERE, Limits::default()).await.unwrap());
-    }
-    let everybody: Vec<SocketAddr> = listeners.iter().map(Listener::address).chain([published.address]).collect();
-    let (begin, cpu) = (Instant::now(), cpu_seconds());
-    let mut downloads = Vec::new();
-    for (node, listener) in listeners.iter().enumerate() {
-        let disk = DiskSink::create(&folder.path().join(format!("disk{node}")), Arc::clone(&manifest)).unwrap();
-        disk.prepare(&mut no_progress).unwrap();
-        let job =
-            FetchJob { peers: everybody.clone(), memory_bytes, ..FetchJob::new(Arc::clone(&manifest), Arc::new(disk)) };
-        downloads.push(Download::start(listener, job).unwrap());
-    }
-    for download in &mut downloads {
-        download.completed().await.unwrap();
-    }
-    let (seconds, cpu) = (begin.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let sent = seeder.retract(published.info_hash).await.unwrap().unwrap().total().sent as f64;
-    let moved = (mib << 20) as f64 * nodes as f64;
-    println!("{nodes} nodes complete in {seconds:.2} s: {:.0} MB/s received by all", moved / seconds / 1e6);
-    println!("seeder sent {:.2} images, {:.0} MB/s", sent / (mib << 20) as f64, sent / seconds / 1e6);
-    println!("{:.2} CPU seconds for each GB received, both sides, hashing and writing included", cpu / moved * 1e9);
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let kind = arguments.next().unwrap_or_else(|| "drain".to_owned());
+    let clients: usize = arguments.next().map_or(2, |text| text.parse().unwrap());
+    let seconds: u64 = arguments.next().map_or(5, |text| text.parse().unwrap());
+    let folder = Path::new("/dev/shm").join(format!("rackswarm-egress-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    let outcome = std::panic::catch_unwind(|| measure(&kind, clients, seconds, &folder));
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(outcome.is_ok(), "the measurement failed");
 }
 
-/// User and system time of this process so far.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+fn measure(kind: &str, clients: usize, seconds: u64, folder: &Path) {
+    let (image, manifest) = image_of_noise(folder);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (_seeder, address) = runtime.block_on(async {
+        let seeder = Seeder::new(Listener::bind(ANYWHERE, Limits::default()).await.unwrap());
+        let source = Arc::new(FileSource::open(&image, Arc::clone(&manifest)).unwrap());
+        let published = seeder.publish(Arc::clone(&manifest), source, vec![]).unwrap();
+        (seeder, published.address)
+    });
+    let cpu = usage::cpu_seconds();
+    let begun = Instant::now();
+    let bytes = match kind {
+        "download" => runtime.block_on(download(&manifest, address, clients, folder)),
+        "drain" => drain(&manifest, address, clients, seconds, PIECE_BYTES as u32),
+        "blocks" => drain(&manifest, address, clients, seconds, BLOCK_BYTES),
+        other => panic!("`{other}` is none of drain, download, blocks"),
+    };
+    let (took, gigabytes) = (begun.elapsed().as_secs_f64(), bytes as f64 / 1e9);
+    println!(
+        "{kind}, {clients} clients: {:.2} GB/s; {:.2} CPU-seconds per GB, both sides; peak memory {} MiB",
+        gigabytes / took,
+        (usage::cpu_seconds() - cpu) / gigabytes,
+        usage::peak_memory_bytes().unwrap_or(0) >> 20,
+    );
+}
+
+fn image_of_noise(folder: &Path) -> (PathBuf, Arc<Manifest>) {
+    let path = folder.join("image");
+    let file = File::create(&path).unwrap();
+    let mut state = 1_u64;
+    let mut piece = vec![0_u8; PIECE_BYTES as usize];
+    for offset in (0..IMAGE_BYTES).step_by(PIECE_BYTES as usize) {
+        for word in piece.chunks_exact_mut(8) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            word.copy_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+        }
+        file.write_all_at(&piece, offset).unwrap();
+    }
+    let sealed = seal_file(&path, Some(PIECE_BYTES), &mut no_progress).unwrap();
+    let manifest = Manifest::from_sealed(&"egress".parse().unwrap(), &sealed).unwrap();
+    (path, Arc::new(manifest))
+}
+
+async fn download(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, folder: &Path) -> u64 {
+    let mut downloads = Vec::new();
+    for client in 0..clients {
+        let disk = DiskSink::create(&folder.join(format!("disk{client}")), Arc::clone(manifest)).unwrap();
+        let job = FetchJob { peers: vec![seeder], ..FetchJob::new(Arc::clone(manifest), Arc::new(disk)) };
+        let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
+        downloads.push(Download::start(&listener, job).unwrap());
+    }
+    let deadline = Duration::from_secs(60);
+    for download in &mut downloads {
+        tokio::time::timeout(deadline, download.completed()).await.unwrap().unwrap();
+    }
+    IMAGE_BYTES * clients as u64
+}
+
+/// Bytes that the clients got in this time.
+fn drain(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, seconds: u64, range_bytes: u32) -> u64 {
+    let (got, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for client in 0..clients {
+            let (got, over) = (&got, &over);
+            scope.spawn(move || drain_one(manifest, seeder, client, range_bytes, got, over));
+        }
+        std::thread::sleep(Duration::from_secs(seconds));
+        over.store(true, Ordering::Relaxed);
+        got.load(Ordering::Relaxed)
+    })
+}
+
+fn drain_one(
+    manifest: &Manifest,
+    seeder: SocketAddr,
+    client: usize,
+    range_bytes: u32,
+    got: &AtomicU64,
+    over: &AtomicBool,
+) {
+    let mut stream = TcpStream::connect(seeder).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let id = PeerId(*format!("-RS0100-drain{client:07}").as_bytes().first_chunk().unwrap());
+    stream.write_all(&Handshake::new(manifest.infohash().unwrap(), id).encode()).unwrap();
+    stream.read_exact(&mut [0; HANDSHAKE_BYTES]).unwrap();
+    let hello = RackHello { rack: None, max_request_bytes: PIECE_BYTES as u32, zstd: false };
+    let ours = ExtensionHandshake { ids: ExtensionIds::OURS, rack: Some(hello), ..ExtensionHandshake::default() };
+    say(&mut stream, &[ours.into(), Message::HaveNone, Message::Interested]);
+    // Longer than any choke lasts; the seeder serves everybody.
+    std::thread::sleep(Duration::from_millis(200));
+    let ranges_of_piece = PIECE_BYTES / u64::from(range_bytes);
+    let ranges = u64::from(manifest.piece_count()) * ranges_of_piece;
+    let (mut asked, mut received) = (0_u64, 0_u64);
+    let mut buffer = vec![0; 1 << 20];
+    while !over.load(Ordering::Relaxed) {
+        let mut requests = Vec::new();
+        while asked * u64::from(range_bytes) < received + AHEAD_BYTES {
+            let range = (asked + client as u64 * 37 * ranges_of_piece) % ranges;
+            let offset = (range % ranges_of_piece) as u32 * range_bytes;
+            let piece = (range / ranges_of_piece) as u32;
+            requests.push(Message::Request(Block { piece, offset, length: range_bytes }));
+            asked += 1;
+        }
+        say(&mut stream, &requests);
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "the seeder closed the connection");
+        received += count as u64;
+        got.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+fn say(stream: &mut TcpStream, messages: &[Message]) {
+    let mut bytes = Vec::new();
+    for message in messages {
+        message.encode(&ExtensionIds::OURS, &mut bytes);
+    }
+    if !bytes.is_empty() {
+        stream.write_all(&bytes).unwrap();
+    }
 }
