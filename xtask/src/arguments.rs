@@ -61,6 +61,11 @@ impl Arguments {
         self.0.len() < before
     }
 
+    /// Everything that nobody took, for another program to judge.
+    pub(crate) fn rest(self) -> Vec<String> {
+        self.0
+    }
+
     /// Refuses whatever nobody took.
     pub(crate) fn finish(self) -> Result<()> {
         match self.0.first() {

@@ -3,6 +3,7 @@
 //! Each command does its own set-up, prints every step with its time, and ends with the exit status of what it ran.
 
 mod arguments;
+mod bench;
 mod demo;
 mod fuzz;
 mod generated;
@@ -25,8 +26,13 @@ usage: cargo xtask COMMAND
 
   demo [--nodes N] [--json FILE]   a rack of virtual machines, from power-on to a proved system (default: 4 nodes);
                                    as root; installs, builds and caches what it needs first
-  test [--tier a|b|c|vm|all]       every check of this repository (default: all);
+  bench [ROW...] [--runs N]        deliveries in network namespaces, measured beside other programs on the same work; as
+        [--quick] [--peers]        root; installs and builds what it needs; rows n, o and p are simulated. More options:
+                                   target/release/rackswarm lab bench --help
+  test [--tier a|interop|b|c|vm|all]
+                                   every check of this repository (default: all);
                                    a: formatting, lints, tests without virtual machines, documents
+                                   interop: with aria2, transmission, libtorrent and rqbit as they come
                                    b: one virtual machine for each way to boot and each fault
                                    c: ten virtual machines at once
                                    vm: b and c
@@ -57,6 +63,7 @@ fn dispatch(mut arguments: Arguments) -> Result<Ended> {
     run::catch_signals()?;
     match arguments.positional().as_deref() {
         Some("demo") => demo::command(arguments),
+        Some("bench") => bench::command(arguments),
         Some("test") => test::command(arguments),
         Some("install") => install::command(arguments),
         Some("tidy") => tidy::command(arguments),

@@ -111,6 +111,19 @@ pub(crate) fn build_image(places: &Places, kind: &str, out: &Path) -> Result<()>
     run::must(Command::new(places.rackswarm()).args(["image", "build", kind, "--out"]).arg(out))
 }
 
+/// rqbit from its registry, where the tests look for it. At low priority and one job at a time: it takes a quarter of an
+/// hour of one core.
+pub(crate) fn install_rqbit(places: &Places) -> Result<()> {
+    let tools = places.target.join("tools");
+    if tools.join("bin/rqbit").is_file() {
+        return Ok(());
+    }
+    let mut install = Command::new("nice");
+    install.args(["-n", "19"]).arg(cargo().get_program());
+    install.args(["install", "rqbit", "--locked", "--jobs", "1", "--root"]).arg(&tools);
+    run::must(&mut install).context("rqbit cannot be had; its tests will say so")
+}
+
 fn musl_is_there() -> bool {
     let sysroot = run::output(Command::new("rustc").args(["--print", "sysroot"])).unwrap_or_default();
     let there = || Path::new(&sysroot).join("lib/rustlib").join(MUSL).join("lib").is_dir();

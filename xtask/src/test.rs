@@ -12,7 +12,8 @@ use crate::prepare::{self, Places, cargo};
 use crate::run::{self, Ended, Seconds, step};
 use crate::{generated, tidy};
 
-/// A tier of tests. Those with one virtual machine have names that begin with `vm_`, those with many `vm_fleet_`.
+/// A tier of tests. Those with one virtual machine have names that begin with `vm_`, those with many `vm_fleet_`, those
+/// with ordinary BitTorrent clients `interop_`.
 struct Tier {
     name: &'static str,
     what: &'static str,
@@ -22,8 +23,9 @@ struct Tier {
     limit: Duration,
 }
 
-const TIERS: [Tier; 3] = [
+const TIERS: [Tier; 4] = [
     Tier { name: "a", what: "without virtual machines", profile: "default", limit: minutes(15) },
+    Tier { name: "interop", what: "with ordinary BitTorrent clients", profile: "interop", limit: minutes(20) },
     Tier { name: "b", what: "one virtual machine each", profile: "vm", limit: minutes(22) },
     Tier { name: "c", what: "ten virtual machines", profile: "fleet", limit: minutes(8) },
 ];
@@ -37,11 +39,12 @@ pub(crate) fn command(mut arguments: Arguments) -> Result<Ended> {
     arguments.finish()?;
     let names: &[&str] = match wanted.as_str() {
         "a" => &["a"],
+        "interop" => &["interop"],
         "b" => &["b"],
         "c" => &["c"],
         "vm" => &["b", "c"],
-        "all" => &["a", "b", "c"],
-        other => return Err(Usage::error(format!("there is no tier `{other}`: write a, b, c, vm or all"))),
+        "all" => &["a", "interop", "b", "c"],
+        other => return Err(Usage::error(format!("there is no tier `{other}`: write a, interop, b, c, vm or all"))),
     };
 
     let start = Instant::now();
@@ -79,10 +82,10 @@ fn run_tier(places: &Places, tier: &Tier, runner: Runner) -> Result<Ended> {
     }
     // This also makes target/debug/rackswarm, with the features of the whole workspace: nothing is compiled twice.
     step(&format!("compile the tests of tier {}", tier.name), || run::must(&mut runner.compile()))?;
-    if tier.name == "a" {
-        step("generated documents", || generated::check(places))?;
-    } else {
-        prepare_machines(places)?;
+    match tier.name {
+        "a" => step("generated documents", || generated::check(places))?,
+        "interop" => step("rqbit, which takes long the first time", || prepare::install_rqbit(places))?,
+        _ => prepare_machines(places)?,
     }
     println!("==> tests of tier {}: {}", tier.name, tier.what);
     run::wait(&mut runner.tests(places, tier), Some(tier.limit))
@@ -141,7 +144,12 @@ impl Runner {
             (Self::Nextest, _) => {
                 command.args(["nextest", "run", "--locked", "--workspace", "--profile", tier.profile])
             }
-            (Self::Cargo, "a") => command.args(["test", "--locked", "--workspace", "--", "--skip", "vm_"]),
+            (Self::Cargo, "a") => {
+                command.args(["test", "--locked", "--workspace", "--", "--skip", "vm_", "--skip", "interop_"])
+            }
+            (Self::Cargo, "interop") => {
+                command.args(["test", "--locked", "--workspace", "--tests", "--", "interop_", "--test-threads=1"])
+            }
             (Self::Cargo, "b") => command.args(["test", "--locked", "--workspace", "--tests", "--", "vm_"]).args([
                 "--skip",
                 "vm_fleet_",
