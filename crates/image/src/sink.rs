@@ -597,6 +597,50 @@ mod tests {
     }
 
     #[test]
+    fn what_the_disk_holds_elsewhere_is_copied_not_fetched() {
+        let mut content = content();
+        let (first, rest) = content.split_at_mut(5 * PIECE);
+        rest[..PIECE].copy_from_slice(&first[..PIECE]);
+        rest[30 * PIECE..31 * PIECE].copy_from_slice(&first[..PIECE]);
+        let manifest = manifest_of(&content);
+        assert_eq!(manifest.twins_of(0), [5, 35]);
+        let (_folder, path) = old_disk(content.len());
+        let sink = DiskSink::open(&path, Arc::clone(&manifest)).unwrap();
+        sink.file.write_all_at(&content[35 * PIECE..36 * PIECE], 35 * PIECE as u64).unwrap();
+        assert_eq!(sink.scan(&mut no_progress).unwrap().ones().collect::<Vec<_>>(), [35]);
+        sink.prepare(&mut no_progress).unwrap();
+        assert!(sink.held().contains(0) && sink.held().contains(5));
+        put_all(&sink, &content);
+        sink.finish(0).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+
+    #[test]
+    fn a_torrent_of_version_1_is_scanned_and_written_as_well() {
+        let content = content();
+        let sha1 = content.chunks(PIECE).map(crate::hash::sha1).collect();
+        let manifest = Arc::new(
+            Manifest::new(Parts {
+                name: "test".into(),
+                size_bytes: content.len() as u64,
+                piece_size_bytes: PIECE as u64,
+                digest: None,
+                pieces: PieceHashes::Sha1(sha1),
+                v1: None,
+                v2: None,
+            })
+            .unwrap(),
+        );
+        let (_folder, path) = old_disk(content.len());
+        let sink = DiskSink::open(&path, Arc::clone(&manifest)).unwrap();
+        sink.prepare(&mut no_progress).unwrap();
+        put_all(&sink, &content);
+        sink.finish(0).unwrap();
+        let again = DiskSink::open(&path, manifest).unwrap();
+        assert!(again.scan(&mut no_progress).unwrap().is_full());
+    }
+
+    #[test]
     fn zeros_where_data_belongs_are_not_held() {
         let content = content();
         let folder = tempfile::tempdir().unwrap();
@@ -675,6 +719,13 @@ mod tests {
             put_all(&sink, &content);
             sink.finish(5).unwrap();
             prop_assert_eq!(&fs::read(&path).unwrap()[..content.len()], &content[..]);
+
+            let new = path.with_extension("new");
+            let sink = DiskSink::create(&new, manifest_of(&content)).unwrap();
+            sink.prepare(&mut no_progress).unwrap();
+            put_all(&sink, &content);
+            sink.finish(5).unwrap();
+            prop_assert_eq!(&fs::read(&new).unwrap(), &content);
         }
     }
 }

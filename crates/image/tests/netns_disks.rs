@@ -113,7 +113,7 @@ fn a_block_device_becomes_the_image() {
         sink.finish(1).unwrap();
         let mut block = vec![0; 4096];
         sink.read(3, 8192, &mut block).unwrap();
-        assert_eq!(block, content[3 * (256 << 10) + 8192..][..4096]);
+        assert_eq!(block, content[3 * (16 << 10) + 8192..][..4096]);
     }
     let disk = fs::read(&device.0).unwrap();
     assert!(disk[..content.len()] == content[..], "the image");
@@ -121,8 +121,47 @@ fn a_block_device_becomes_the_image() {
     assert!(disk[content.len()..gpt].iter().all(|&byte| byte == 0xff), "what lies beyond is left alone");
     assert!(disk[gpt..].iter().all(|&byte| byte == 0), "but for a stale backup partition table");
 
-    let sink = DiskSink::open(&device.0, manifest).unwrap();
+    let sink = DiskSink::open(&device.0, Arc::clone(&manifest)).unwrap();
     assert!(sink.scan(&mut no_progress).unwrap().is_full(), "everything is kept the second time");
+    drop(sink);
+
+    let protect = |how| Command::new("blockdev").arg(how).arg(&device.0).status().expect("blockdev of util-linux");
+    assert!(protect("--setro").success());
+    let refused = DiskSink::open(&device.0, manifest).and_then(|sink| sink.prepare(&mut no_progress));
+    // The device keeps this for whatever is attached to it next.
+    assert!(protect("--setrw").success());
+    let error = refused.unwrap_err();
+    assert!(error.to_string().contains("choose another"), "{error}");
+}
+
+#[test]
+fn a_file_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room() {
+    let content = content();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let manifest = manifest_of(elsewhere.path(), &content);
+    let folder = tempfile::tempdir().unwrap();
+    small_file_system(folder.path(), "3m");
+    let filler = folder.path().join("filler");
+    let sink = DiskSink::create(&folder.path().join("disk"), Arc::clone(&manifest)).unwrap();
+    sink.prepare(&mut no_progress).unwrap();
+    assert_eq!(sink.missing().count_ones(..), 256, "4 MiB of zeros are there already");
+    fs::write(&filler, vec![1; 1 << 20]).unwrap();
+    let size = manifest.piece_size_bytes() as usize;
+    let mut full = None;
+    for index in sink.missing().ones() {
+        let bytes = content.chunks(size).nth(index).unwrap().to_vec();
+        if let Err(error) = sink.put(&manifest.verify(index as u32, bytes).unwrap()) {
+            full = Some(error);
+            break;
+        }
+    }
+    let error = full.expect("2 MiB cannot hold 4");
+    assert!(matches!(error, Error::NoSpace { needed_bytes: 4_194_304, .. }), "{error}");
+    assert!(sink.missing().count_ones(..) > 100, "what was not written is not counted");
+    mount(None::<&str>, folder.path(), None::<&str>, MsFlags::MS_REMOUNT, Some("size=16m")).unwrap();
+    put_all(&sink, &content);
+    sink.finish(1).unwrap();
+    assert!(fs::read(folder.path().join("disk")).unwrap() == content);
 }
 
 #[test]
