@@ -1,4 +1,4 @@
-//! A power address: `scheme:place?key=value&key=value`.
+//! A power address: `scheme:place?key=value&key=value`. A scheme may name what carries it: `redfish+http:`.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub struct Address {
     shown: String,
     scheme: String,
+    carrier: Option<String>,
     place: String,
     options: BTreeMap<String, String>,
     example: &'static str,
@@ -22,10 +23,15 @@ impl Address {
         let shown = without_password(text);
         let no_scheme = || Error::UnknownScheme { address: format!("{shown} (no scheme)"), known: crate::schemes() };
         let (scheme, rest) = text.split_once(':').ok_or_else(no_scheme)?;
+        let (scheme, carrier) = match scheme.split_once('+') {
+            Some((scheme, carrier)) => (scheme, Some(carrier.to_owned())),
+            None => (scheme, None),
+        };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut address = Address {
             shown,
             scheme: scheme.to_owned(),
+            carrier,
             place: place.to_owned(),
             options: BTreeMap::new(),
             example: "",
@@ -44,7 +50,35 @@ impl Address {
         self.example = example;
     }
 
-    /// The word before the first colon.
+    /// The address for sentences: without anything that looks like a password.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Takes the word after the plus in `redfish+http:`, or `None` when there is none.
+    pub fn take_carrier(&mut self) -> Option<String> {
+        self.carrier.take()
+    }
+
+    /// Takes the carrier of a driver that speaks HTTP. There is no TLS in this version, so it must be said that it is plain.
+    ///
+    /// # Errors
+    /// When the address says `https` or does not say `http`.
+    pub fn plain_http(&mut self) -> Result<()> {
+        match self.take_carrier().as_deref() {
+            Some("http") => Ok(()),
+            Some("https") => Err(self.wrong(format!(
+                "this version has no TLS yet; say `{}+http:` and keep the management network closed to others",
+                self.scheme
+            ))),
+            _ => Err(self.wrong(format!(
+                "say `{0}+http:`, so that it is written down that passwords travel unencrypted (`{0}+https:` comes with TLS)",
+                self.scheme
+            ))),
+        }
+    }
+
+    /// The word before the first colon, or before the plus.
     pub fn scheme(&self) -> &str {
         &self.scheme
     }
@@ -57,6 +91,42 @@ impl Address {
     /// Takes the value of `key`, if there is one.
     pub fn take(&mut self, key: &str) -> Option<String> {
         self.options.remove(key)
+    }
+
+    /// Splits the place `//user@host:port/path`; IPv6 addresses stand in brackets.
+    ///
+    /// # Errors
+    /// When the host is missing or the port is none, or when a password stands beside the user.
+    pub fn server(&self, port: u16) -> Result<Server> {
+        let place = self.place.trim_start_matches('/');
+        let (authority, path) = match place.find('/') {
+            Some(at) => (&place[..at], &place[at..]),
+            None => (place, ""),
+        };
+        let (user, server) = match authority.rsplit_once('@') {
+            Some((user, server)) => (Some(user), server),
+            None => (None, authority),
+        };
+        if user.is_some_and(|user| user.contains(':')) {
+            return Err(
+                self.wrong("a password does not belong into an address; write it to a file and say `password_file=`")
+            );
+        }
+        let (host, text) = match server.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => server.rsplit_once(':').map_or((server, None), |(host, port)| (host, Some(port))),
+        };
+        let port = match text {
+            None => port,
+            Some(text) => text.parse().map_err(|_| self.wrong(format!("`{text}` is not a port")))?,
+        };
+        if user.is_some_and(|user| !plain(user)) {
+            return Err(self.wrong("the user is empty or starts with a dash"));
+        }
+        if !plain(host) {
+            return Err(self.wrong("the host is empty or starts with a dash"));
+        }
+        Ok(Server { user: user.map(str::to_owned), host: host.to_owned(), port, path: path.to_owned() })
     }
 
     /// Takes a whole number within `range`.
@@ -108,13 +178,59 @@ impl Address {
         Error::Address { address: self.shown.clone(), why: why.into(), example: self.example.to_owned() }
     }
 
+    /// Takes one of a few words; `None` when the key is absent.
+    ///
+    /// # Errors
+    /// When it is another word.
+    pub fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                Err(self.wrong(format!("`{key}={text}` is none of {}", known.join(", "))))
+            }
+        }
+    }
+
     /// Refuses options that nobody took.
     pub(crate) fn finish(self) -> Result<()> {
+        if let Some(carrier) = &self.carrier {
+            return Err(self.wrong(format!("`{}` is not carried by `{carrier}`", self.scheme)));
+        }
         match self.options.keys().next() {
             None => Ok(()),
             Some(key) => Err(self.wrong(format!("the option `{key}` is not known"))),
         }
     }
+}
+
+/// Where a driver's controller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The name before the `@`.
+    pub user: Option<String>,
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// TCP or UDP port.
+    pub port: u16,
+    /// What follows the port, from the slash on; may be empty.
+    pub path: String,
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Printable, and no option for the program that gets it.
+pub(crate) fn plain(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with('-') && text.chars().all(|c| c.is_ascii_graphic())
 }
 
 /// Hides what stands between `user:` and `@host`, so that a misplaced secret does not get into logs.
@@ -135,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_answered(scheme in "manual|fake|qemu|ipmi|[a-z]*", rest in ".*") {
+        fn any_text_is_answered(scheme in "manual|fake|qemu|ipmi|redfish.http|wol|webhook|libvirt|ec2.http|[a-z]*", rest in ".*") {
             let _ = crate::open(&format!("{scheme}:{rest}"));
             let _ = crate::open(&rest);
         }
@@ -147,6 +263,25 @@ mod tests {
             prop_assert_eq!(address.take("key"), Some(value));
             prop_assert!(address.finish().is_err());
         }
+    }
+
+    #[test]
+    fn hosts_may_be_names_and_both_kinds_of_addresses() {
+        for (place, host, port, path) in [
+            ("bmc7", "bmc7", 623, ""),
+            ("10.0.0.7:6230", "10.0.0.7", 6230, ""),
+            ("[fd00::7]:624", "fd00::7", 624, ""),
+            ("[fd00::7]/redfish/v1/Systems/1", "fd00::7", 623, "/redfish/v1/Systems/1"),
+        ] {
+            let server = Address::parse(&format!("ipmi://admin@{place}?x=y")).unwrap().server(623).unwrap();
+            assert_eq!(
+                server,
+                Server { user: Some("admin".into()), host: host.into(), port, path: path.into() },
+                "{place}"
+            );
+        }
+        let six = Server { user: None, host: "fd00::7".into(), port: 8000, path: String::new() };
+        assert_eq!(six.to_string(), "[fd00::7]:8000");
     }
 
     #[test]

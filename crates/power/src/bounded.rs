@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::{BootDevice, Error, Outcome, PowerDriver, Result, State};
+use crate::{BootDevice, Error, NextBoot, Outcome, PowerDriver, Result, State};
 
 pub(crate) struct Bounded {
     inner: Box<dyn PowerDriver>,
@@ -45,5 +45,9 @@ impl PowerDriver for Bounded {
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(self.within("boot_next", self.inner.boot_next(device)))
+    }
+
+    fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
+        Box::pin(self.within("next_boot", self.inner.next_boot()))
     }
 }

@@ -2,22 +2,29 @@
 //!
 //! Controllers say "done" before it is so, drop packets when busy and run out of sessions. So what was asked is read back
 //! until it is so, passing troubles have a budget of attempts, and a wrong password is tried once only: many controllers
-//! lock an account after three to five. The password never appears on a command line.
+//! lock an account after three to five. One ipmitool at a time talks to a controller, and 32 at a time in all. The
+//! password never appears on a command line.
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::process::Command;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
-use crate::{Address, Advice, BootDevice, Driver, Error, Outcome, PowerDriver, Result, State};
+use crate::address::Server;
+use crate::gate::{Budget, Gate};
+use crate::secret::Secret;
+use crate::{Address, Advice, BootDevice, Driver, Error, NextBoot, Outcome, PowerDriver, Result, State, settle};
 
 pub(crate) const DRIVER: Driver = Driver {
     scheme: "ipmi",
     help: "a management controller, through ipmitool: password_file=/path (needed) attempts=1..10 call_seconds=1..60 \
-           settle_seconds=1..120 cipher=0..17 privilege=OPERATOR|ADMINISTRATOR efi=yes|no",
+           settle_seconds=1..120 cipher=0..17 privilege=OPERATOR|ADMINISTRATOR efi=yes|no \
+           login_attempts=1..5 login_window_seconds=1..86400",
     example: "ipmi://admin@bmc7.example:623?password_file=/etc/rackswarm/bmc-password",
     limit: Duration::from_secs(120),
     parse,
@@ -25,11 +32,12 @@ pub(crate) const DRIVER: Driver = Driver {
 
 const PORT: u16 = 623;
 const POLL: Duration = Duration::from_millis(500);
+/// Processes at work at the same time, for all controllers together.
+static PROCESSES: Semaphore = Semaphore::const_new(32);
 
 struct Ipmi {
     user: String,
-    host: String,
-    port: u16,
+    server: Server,
     password_file: PathBuf,
     privilege: String,
     cipher: Option<u8>,
@@ -37,10 +45,15 @@ struct Ipmi {
     attempts: u32,
     call_limit: Duration,
     settle_limit: Duration,
+    budget: Budget,
 }
 
 fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
-    let (user, host, port) = login(address)?;
+    let server = address.server(PORT)?;
+    if !server.path.trim_matches('/').is_empty() {
+        return Err(address.wrong("a controller has no path behind its host"));
+    }
+    let user = server.user.clone().ok_or_else(|| address.wrong("the user is missing: `ipmi://user@host`"))?;
     let password_file = address.file("password_file")?.ok_or_else(|| {
         address.wrong("`password_file=` is missing: the file whose first line is the controller's password")
     })?;
@@ -50,8 +63,7 @@ fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
     }
     Ok(Box::new(Ipmi {
         user,
-        host,
-        port,
+        server,
         password_file,
         privilege,
         cipher: address.number("cipher", 0..=17)?,
@@ -59,40 +71,13 @@ fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
         attempts: address.number("attempts", 1..=10)?.unwrap_or(3),
         call_limit: Duration::from_secs(address.number("call_seconds", 1..=60)?.unwrap_or(10)),
         settle_limit: Duration::from_secs(address.number("settle_seconds", 1..=120)?.unwrap_or(30)),
+        budget: Budget::take(address)?,
     }))
-}
-
-/// Splits `//user@host:port`; IPv6 addresses stand in brackets.
-fn login(address: &Address) -> Result<(String, String, u16)> {
-    let place = address.place().trim_start_matches('/').trim_end_matches('/');
-    let (user, server) =
-        place.rsplit_once('@').ok_or_else(|| address.wrong("the user is missing: `ipmi://user@host`"))?;
-    if user.contains(':') {
-        return Err(
-            address.wrong("a password does not belong into an address; write it to a file and say `password_file=`")
-        );
-    }
-    let (host, port) = match server.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, port)) => (host, port.strip_prefix(':')),
-        None => server.rsplit_once(':').map_or((server, None), |(host, port)| (host, Some(port))),
-    };
-    let port = match port {
-        None => PORT,
-        Some(text) => text.parse().map_err(|_| address.wrong(format!("`{text}` is not a port")))?,
-    };
-    let plain = |text: &str| !text.is_empty() && !text.starts_with('-') && text.chars().all(|c| c.is_ascii_graphic());
-    if !plain(user) {
-        return Err(address.wrong("the user is empty or starts with a dash"));
-    }
-    if !plain(host) {
-        return Err(address.wrong("the host is empty or starts with a dash"));
-    }
-    Ok((user.to_owned(), host.to_owned(), port))
 }
 
 impl Ipmi {
     fn target(&self) -> String {
-        format!("controller {}:{}", self.host, self.port)
+        format!("controller {}", self.server)
     }
 
     async fn power_state(&self) -> Result<State> {
@@ -102,26 +87,81 @@ impl Ipmi {
         })
     }
 
-    /// Asks for power on or off unless it is so already, and waits until the controller reports it.
+    fn gate(&self) -> Arc<Gate> {
+        Gate::of(&format!("ipmi {}@{}", self.user, self.server))
+    }
+
+    /// Asks for power on or off unless it is so already, and waits until the controller reports it. A command whose answer
+    /// got lost may have worked, so the state decides.
     async fn switch(&self, word: &str, wanted: State) -> Result<()> {
         if self.power_state().await? == wanted {
             return Ok(());
         }
-        self.ask(&["chassis", "power", word]).await?;
-        let deadline = Instant::now() + self.settle_limit;
-        while self.power_state().await? != wanted {
-            if Instant::now() >= deadline {
-                let seconds = self.settle_limit.as_secs();
-                return Err(Error::transient(
-                    &self.target(),
-                    format!(
-                        "it accepted `power {word}`, but {seconds} s later it does not report it; look at the machine, or raise `settle_seconds=`"
-                    ),
-                ));
-            }
-            sleep(POLL).await;
+        let told = self.ask(&["chassis", "power", word]).await;
+        if let Err(error) = &told
+            && error.advice() == Advice::Refuse
+        {
+            return told.map(drop);
         }
-        Ok(())
+        let asked = || async { Ok((self.power_state().await? == wanted).then_some(())) };
+        let limit = if told.is_ok() { self.settle_limit } else { Duration::ZERO };
+        match (settle::until(limit, POLL, asked).await?, told) {
+            (Some(()), _) => Ok(()),
+            (None, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(Error::transient(
+                &self.target(),
+                format!(
+                    "it accepted `power {word}`, but {} s later it does not report it; look at the machine, or raise `settle_seconds=`",
+                    limit.as_secs()
+                ),
+            )),
+        }
+    }
+
+    /// Sets the device of the next start and reads it back.
+    async fn order(&self, device: BootDevice) -> Result<()> {
+        // The controller forgets the order 60 s after it was given unless told not to (IPMI 2.0, table 28-14, parameter 3),
+        // and a slow machine is not through its self-test by then (https://github.com/kinvolk/racker/pull/36). Those that
+        // do not know the parameter refuse it, and keep the order.
+        if let Err(error) = self.ask(&["raw", "0x00", "0x08", "0x03", "0x08"]).await
+            && error.advice() == Advice::Refuse
+        {
+            return Err(error);
+        }
+        let word = match device {
+            BootDevice::Network => "pxe",
+            BootDevice::Disk => "disk",
+        };
+        let mut words = vec!["chassis", "bootdev", word];
+        if self.efi {
+            words.push("options=efiboot");
+        }
+        self.ask(&words).await?;
+        let flags = self.flags().await?;
+        if flags.next() == NextBoot::Once(device) {
+            return Ok(());
+        }
+        if !flags.valid && flags.device() == Some(device) {
+            // ipmi_sim 2.0.33 keeps the device and drops the flags beside it.
+            tracing::debug!(controller = %self.server, "the boot order is kept without its valid bit");
+            return Ok(());
+        }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "it accepted the boot order `{word}`, but reports {flags:?}; look at the firmware's boot settings, or update the controller"
+            ),
+        ))
+    }
+
+    async fn flags(&self) -> Result<BootFlags> {
+        let answer = self.ask(&["chassis", "bootparam", "get", "5"]).await?;
+        BootFlags::read(&answer).ok_or_else(|| {
+            Error::transient(
+                &self.target(),
+                format!("its boot flags are not understood: `{}`", crate::http::excerpt(&answer)),
+            )
+        })
     }
 
     /// One command, tried again within its budget when the trouble may pass.
@@ -140,8 +180,12 @@ impl Ipmi {
     }
 
     async fn try_once(&self, words: &[&str]) -> Result<String> {
-        self.check_password_file().await?;
+        let gate = self.gate();
+        let password = Secret::read(&self.password_file, &self.target(), "password").await?;
+        gate.may_log_in(&self.target(), &password, self.budget)?;
         self.check_route().await?;
+        // Closed only with the process.
+        let _slot = PROCESSES.acquire().await;
         let mut command = Command::new("ipmitool");
         command.args(self.options()).args(words).stdin(Stdio::null()).kill_on_drop(true);
         let output = timeout(self.call_limit, command.output())
@@ -156,33 +200,31 @@ impl Ipmi {
                 )
             })?;
         if output.status.success() {
+            gate.login_worked();
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(explain(&self.target(), &String::from_utf8_lossy(&output.stderr)))
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        if is_wrong_password(&complaint) {
+            gate.login_refused(&password);
+        }
+        Err(explain(&self.target(), &complaint))
     }
 
     fn options(&self) -> Vec<String> {
         // -v makes ipmitool say why a session was refused; -N and -R are seconds between and count of its retransmissions.
         let mut options: Vec<String> = ["-v", "-I", "lanplus", "-N", "1", "-R", "3", "-H"].map(str::to_owned).into();
-        options.extend([self.host.clone(), "-p".into(), self.port.to_string(), "-U".into(), self.user.clone()]);
+        options.extend([
+            self.server.host.clone(),
+            "-p".into(),
+            self.server.port.to_string(),
+            "-U".into(),
+            self.user.clone(),
+        ]);
         options.extend(["-f".into(), self.password_file.display().to_string(), "-L".into(), self.privilege.clone()]);
         if let Some(cipher) = self.cipher {
             options.extend(["-C".into(), cipher.to_string()]);
         }
         options
-    }
-
-    async fn check_password_file(&self) -> Result<()> {
-        let trouble = |why: String| {
-            Error::refused(&self.target(), format!("password file {}: {why}", self.password_file.display()))
-        };
-        match tokio::fs::metadata(&self.password_file).await {
-            Err(error) => Err(trouble(format!("{error}; write the controller's password into it"))),
-            Ok(about) if about.len() == 0 => {
-                Err(trouble("it is empty; write the controller's password into it".to_owned()))
-            }
-            Ok(_) => Ok(()),
-        }
     }
 
     /// ipmitool cannot tell a missing route from a silent controller; the kernel can, without a packet.
@@ -193,7 +235,8 @@ impl Ipmi {
                 format!("no route to it: {error}; check the host name and this server's network"),
             )
         };
-        let mut found = tokio::net::lookup_host((self.host.as_str(), self.port)).await.map_err(trouble)?;
+        let mut found =
+            tokio::net::lookup_host((self.server.host.as_str(), self.server.port)).await.map_err(trouble)?;
         let Some(address) = found.next() else { return Err(trouble(std::io::ErrorKind::NotFound.into())) };
         let local = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
         let socket = tokio::net::UdpSocket::bind(local).await.map_err(trouble)?;
@@ -209,11 +252,51 @@ fn read_state(answer: &str) -> Option<State> {
     })
 }
 
+/// The boot flags, parameter 5 of the boot options (IPMI 2.0, table 28-14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BootFlags {
+    valid: bool,
+    lasting: bool,
+    selector: u8,
+}
+
+impl BootFlags {
+    /// Reads the raw bytes that ipmitool prints, which its words below do not always match
+    /// (https://github.com/ipmitool/ipmitool/issues/236).
+    fn read(answer: &str) -> Option<BootFlags> {
+        let data = answer.lines().find_map(|line| line.trim().strip_prefix("Boot parameter data:"))?.trim();
+        let byte = |at: usize| u8::from_str_radix(data.get(at..at + 2)?, 16).ok();
+        let (first, second) = (byte(0)?, byte(2)?);
+        Some(BootFlags { valid: first & 0x80 != 0, lasting: first & 0x40 != 0, selector: (second >> 2) & 0x0f })
+    }
+
+    fn device(self) -> Option<BootDevice> {
+        match self.selector {
+            1 => Some(BootDevice::Network),
+            2 => Some(BootDevice::Disk),
+            _ => None,
+        }
+    }
+
+    fn next(self) -> NextBoot {
+        match self.device() {
+            _ if !self.valid || self.selector == 0 => NextBoot::Standing,
+            Some(device) if self.lasting => NextBoot::Always(device),
+            Some(device) => NextBoot::Once(device),
+            None => NextBoot::Unknown,
+        }
+    }
+}
+
+fn is_wrong_password(complaint: &str) -> bool {
+    complaint.to_lowercase().contains("rakp 2 hmac is invalid")
+}
+
 /// Turns ipmitool's complaint into a sentence that says what to do.
 fn explain(target: &str, complaint: &str) -> Error {
     let lower = complaint.to_lowercase();
     let has = |part: &str| lower.contains(part);
-    if has("rakp 2 hmac is invalid") {
+    if is_wrong_password(complaint) {
         return Error::refused(
             target,
             "the password is wrong; correct the password file (it is not tried again, so as not to lock the account)",
@@ -262,11 +345,17 @@ fn no_answer(how_long: &str) -> String {
 
 impl PowerDriver for Ipmi {
     fn state(&self) -> BoxFuture<'_, Result<State>> {
-        Box::pin(self.power_state())
+        Box::pin(async {
+            let gate = self.gate();
+            let _turn = gate.turn().await;
+            self.power_state().await
+        })
     }
 
     fn on(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
+            let gate = self.gate();
+            let _turn = gate.turn().await;
             self.switch("on", State::On).await?;
             Ok(Outcome::Done)
         })
@@ -274,6 +363,8 @@ impl PowerDriver for Ipmi {
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
+            let gate = self.gate();
+            let _turn = gate.turn().await;
             self.switch("off", State::Off).await?;
             Ok(Outcome::Done)
         })
@@ -283,6 +374,8 @@ impl PowerDriver for Ipmi {
     /// and some controllers refuse it while the machine is off.
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
+            let gate = self.gate();
+            let _turn = gate.turn().await;
             self.switch("off", State::Off).await?;
             self.switch("on", State::On).await?;
             Ok(Outcome::Done)
@@ -291,16 +384,18 @@ impl PowerDriver for Ipmi {
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async move {
-            let word = match device {
-                BootDevice::Network => "pxe",
-                BootDevice::Disk => "disk",
-            };
-            let mut words = vec!["chassis", "bootdev", word];
-            if self.efi {
-                words.push("options=efiboot");
-            }
-            self.ask(&words).await?;
+            let gate = self.gate();
+            let _turn = gate.turn().await;
+            self.order(device).await?;
             Ok(Outcome::Done)
+        })
+    }
+
+    fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
+        Box::pin(async {
+            let gate = self.gate();
+            let _turn = gate.turn().await;
+            Ok(self.flags().await?.next())
         })
     }
 }
@@ -349,15 +444,17 @@ mod tests {
     }
 
     #[test]
-    fn hosts_may_be_names_and_both_kinds_of_addresses() {
-        for (place, host, port) in [
-            ("bmc7", "bmc7", 623),
-            ("10.0.0.7:6230", "10.0.0.7", 6230),
-            ("[fd00::7]:624", "fd00::7", 624),
-            ("[fd00::7]", "fd00::7", 623),
-        ] {
-            let address = Address::parse(&format!("ipmi://admin@{place}?password_file=/p")).unwrap();
-            assert_eq!(login(&address).unwrap(), ("admin".to_owned(), host.to_owned(), port));
-        }
+    fn boot_flags_are_read_from_their_bytes() {
+        let flags = |data: &str| {
+            BootFlags::read(&format!("Boot parameter version: 1\nBoot parameter data: {data}\n Boot Flags :\n"))
+        };
+        assert_eq!(flags("a004000000").unwrap().next(), NextBoot::Once(BootDevice::Network));
+        assert_eq!(flags("8008000000").unwrap().next(), NextBoot::Once(BootDevice::Disk));
+        assert_eq!(flags("e004000000").unwrap().next(), NextBoot::Always(BootDevice::Network));
+        assert_eq!(flags("0004000000").unwrap().next(), NextBoot::Standing);
+        assert_eq!(flags("8000000000").unwrap().next(), NextBoot::Standing);
+        assert_eq!(flags("803c000000").unwrap().next(), NextBoot::Unknown);
+        assert_eq!(flags("80"), None);
+        assert_eq!(BootFlags::read(""), None);
     }
 }

@@ -5,15 +5,35 @@
 //! parses its own options and refuses those it does not know.
 //!
 //! Every operation is idempotent and has a deadline, which [`open`] puts around the driver so that no driver can forget
-//! it. States are as coarse as a management controller is honest: on, off, or unknown.
+//! it. States are as coarse as a management controller is honest: on, off, or unknown. What a driver says to be done, it
+//! has read back; where nobody can, it asks a person to look.
+//!
+//! Machines that are found, taken and given back in numbers belong to a [`ResourceSet`]: a file of physical machines, the
+//! systems behind one Redfish controller, a libvirt host, an EC2 endpoint. [`open_set`] opens one by its address, and each
+//! of its [`Resource`]s names the power address that [`open`] takes.
+//!
+//! [`virtual_bmc`] is the other side: a strict Redfish controller before any machine that a driver can switch, with
+//! faults on demand.
 
 mod address;
 mod bounded;
+mod ec2;
 mod error;
 pub mod fake;
+mod gate;
+mod http;
 mod ipmi;
+mod libvirt;
 mod manual;
 pub mod qemu;
+pub mod quirks;
+mod redfish;
+mod secret;
+mod set;
+mod settle;
+pub mod virtual_bmc;
+mod webhook;
+mod wol;
 
 use std::fmt;
 use std::time::Duration;
@@ -21,14 +41,26 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-pub use address::Address;
+pub use address::{Address, Server};
 pub use error::{Advice, Error};
+pub use gate::{Counts, controllers};
+pub use set::{Image, Kind, Resource, ResourceSet, SETS, Set, Source, Wish, open_set};
 
 /// What a driver answers.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// One row per driver: the only registration there is. Command-line help, documents and [`open`] read it.
-pub const DRIVERS: &[Driver] = &[manual::DRIVER, fake::DRIVER, qemu::DRIVER, ipmi::DRIVER];
+pub const DRIVERS: &[Driver] = &[
+    manual::DRIVER,
+    fake::DRIVER,
+    qemu::DRIVER,
+    ipmi::DRIVER,
+    redfish::DRIVER,
+    wol::DRIVER,
+    webhook::DRIVER,
+    libvirt::DRIVER,
+    ec2::DRIVER,
+];
 
 /// A way to reach one machine's power switch.
 ///
@@ -45,17 +77,23 @@ pub trait PowerDriver: Send + Sync {
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>>;
     /// Chooses the boot device of the next start only. The standing order (disk first) stays as it is.
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>>;
+    /// What the next start will boot from, as far as the controller tells. After a start that used up a one-time order it
+    /// tells whether the firmware kept to it.
+    fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
+        Box::pin(std::future::ready(Ok(NextBoot::Unknown)))
+    }
 }
 
 /// A machine's power, as reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It has power.
     On,
     /// It has none.
     Off,
-    /// Nobody can say, for instance because a person is the driver.
+    /// Nobody can say, for instance because a person is the driver, or the machine is between both.
+    #[default]
     Unknown,
 }
 
@@ -67,6 +105,20 @@ pub enum BootDevice {
     Disk,
     /// The network: PXE or UEFI HTTP boot, as its firmware does it.
     Network,
+}
+
+/// What a machine will boot from, as reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NextBoot {
+    /// The next start only.
+    Once(BootDevice),
+    /// Every start from now on.
+    Always(BootDevice),
+    /// Nothing special: what the firmware is set to.
+    Standing,
+    /// Nobody can say.
+    Unknown,
 }
 
 /// How an operation ended that did not fail.
@@ -151,14 +203,15 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for row in DRIVERS {
             open(row.example).unwrap_or_else(|error| panic!("{}: {error}", row.example));
-            assert!(row.example.starts_with(&format!("{}:", row.scheme)));
+            let scheme = row.example.split_once(':').unwrap().0;
+            assert_eq!(scheme.split('+').next().unwrap(), row.scheme);
             assert!(seen.insert(row.scheme), "{} twice", row.scheme);
         }
     }
 
     #[test]
     fn an_unknown_scheme_names_the_known_ones() {
-        let error = open("redfish:bmc7").err().unwrap().to_string();
+        let error = open("carrier-pigeon:bmc7").err().unwrap().to_string();
         for row in DRIVERS {
             assert!(error.contains(row.scheme), "{error}");
         }
@@ -182,6 +235,20 @@ mod tests {
             ("ipmi://admin@bmc7:99999?password_file=/p", "port"),
             ("ipmi://admin@-x?password_file=/p", "host"),
             ("ipmi://admin@bmc7?password_file=p", "absolute"),
+            ("redfish://admin@bmc7?password_file=/p", "redfish+http:"),
+            ("redfish+https://admin@bmc7?password_file=/p", "no TLS yet"),
+            ("redfish+http://bmc7?password_file=/p", "user"),
+            ("redfish+http://admin@bmc7", "password_file"),
+            ("redfish+http://admin@bmc7/redfish/v1/Chassis/1?password_file=/p", "not a system"),
+            ("redfish+http://admin@bmc7?password_file=/p&auth=magic", "magic"),
+            ("redfish+http://admin@bmc7?password_file=/p&login_attempts=9", "login_attempts"),
+            ("ipmi+http://admin@bmc7?password_file=/p", "not carried"),
+            ("wol:52:54:00:00:00", "MAC"),
+            ("wol:52:54:00:00:00:01?via=10.0.0.255&port=0", "port"),
+            ("webhook:node1", "file"),
+            ("libvirt:-x", "name"),
+            ("ec2+http://endpoint/i-1?credentials_file=/p", "region"),
+            ("ec2+http://endpoint/x?region=lab&credentials_file=/p", "instance"),
         ] {
             let error = open(address).err().unwrap_or_else(|| panic!("{address} was taken")).to_string();
             assert!(error.contains(part), "{address}: {error}");
@@ -190,7 +257,9 @@ mod tests {
 
     #[test]
     fn a_secret_in_an_address_is_not_repeated_in_the_error() {
-        let error = open("ipmi://admin:hunter2@bmc7?password_file=/p").err().unwrap().to_string();
-        assert!(!error.contains("hunter2"), "{error}");
+        for scheme in ["ipmi", "redfish+http"] {
+            let error = open(&format!("{scheme}://admin:hunter2@bmc7?password_file=/p")).err().unwrap().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 }
