@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: installs what the bench needs, builds the program as it is released, and starts it.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -10,25 +11,39 @@ use crate::packages::{self, For};
 use crate::prepare::{self, Places};
 use crate::run::{self, Ended, step};
 
-/// Rows that the simulator measures, with their scenarios; they need no namespaces.
-const SIMULATED: [(&str, &[&str]); 3] = [("n", &["10k"]), ("o", &["100k"]), ("p", &["a", "b", "d"])];
+/// Rows without namespaces: what runs for each, by the program or by an example of a crate.
+const APART: [(&str, &[Part]); 4] = [
+    ("m", &[Part::Example("rackswarm-transport", "egress")]),
+    ("n", &[Part::Scenario("10k")]),
+    ("o", &[Part::Scenario("100k")]),
+    ("p", &[Part::Scenario("a"), Part::Scenario("b"), Part::Scenario("d")]),
+];
+
+/// Something that prints a row's figures.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// `rackswarm sim` of a file in bench/scenarios.
+    Scenario(&'static str),
+    /// A crate's example.
+    Example(&'static str, &'static str),
+}
 
 pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
     let words = arguments.rest();
-    let (simulated, delivered): (Vec<String>, Vec<String>) =
-        words.into_iter().partition(|word| SIMULATED.iter().any(|(row, _)| row == word));
-    let only_simulated = !simulated.is_empty() && !delivered.iter().any(|word| !word.starts_with('-'));
-    if !only_simulated && !run::is_root() {
+    let (apart, delivered): (Vec<String>, Vec<String>) =
+        words.into_iter().partition(|word| APART.iter().any(|(row, _)| row == word));
+    let only_apart = !apart.is_empty() && !delivered.iter().any(|word| !word.starts_with('-'));
+    if !only_apart && !run::is_root() {
         bail!("the bench makes network namespaces and must run as root: sudo -E env PATH=\"$PATH\" cargo xtask bench");
     }
     let places = Places::find()?;
     step("Debian packages", || packages::install(For::Tests))?;
     step("build rackswarm", || prepare::build_rackswarm("release"))?;
     let program = places.target.join("release/rackswarm");
-    for row in &simulated {
-        simulate(&places, &program, row)?;
+    for (row, parts) in APART.iter().filter(|(row, _)| apart.iter().any(|wanted| wanted == row)) {
+        measure_apart(&places, &program, row, parts)?;
     }
-    if only_simulated {
+    if only_apart {
         return Ok(Ended::SUCCESS);
     }
     // The bench takes this process's place: signals and the exit status are its own.
@@ -37,21 +52,31 @@ pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
     Err(bench.exec()).with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// Runs a row's scenarios and keeps what the simulator prints.
-fn simulate(places: &Places, program: &std::path::Path, row: &str) -> Result<()> {
-    let scenarios = SIMULATED.iter().filter(|(known, _)| *known == row).flat_map(|(_, names)| *names);
-    let mut page = format!("# Row {row}, simulated\n");
-    for name in scenarios {
-        let scenario = places.root.join("bench/scenarios").join(format!("{name}.toml"));
-        let mut command = Command::new(program);
-        command.arg("sim").arg(&scenario);
-        let text = step(&format!("simulate {name}"), || run::output(&mut command))?;
+/// Keeps what a row's parts print.
+fn measure_apart(places: &Places, program: &Path, row: &str, parts: &[Part]) -> Result<()> {
+    let mut page = format!("# Row {row}\n");
+    for part in parts {
+        let mut command = match part {
+            Part::Scenario(name) => {
+                let mut sim = Command::new(program);
+                sim.arg("sim").arg(Path::new("bench/scenarios").join(format!("{name}.toml")));
+                sim
+            }
+            Part::Example(package, name) => {
+                let mut example = prepare::cargo();
+                example.args(["run", "--quiet", "--release", "--locked", "-p", package, "--example", name]);
+                example
+            }
+        };
+        command.current_dir(&places.root);
+        let text = step(&format!("row {row}: {part:?}"), || run::output(&mut command))?;
         println!("{text}");
-        page += &format!("\n`rackswarm sim bench/scenarios/{name}.toml`\n\n```text\n{text}\n```\n");
+        let typed = run::line(&command).replace(&places.root.display().to_string(), ".");
+        page += &format!("\n`{typed}`\n\n```text\n{text}\n```\n");
     }
-    let commit = run::output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
-    let date = run::output(Command::new("date").args(["-u", "+%F %T UTC"]))?;
-    page += &format!("\n{date}, commit {commit}.\n");
+    let said = |program: &str, arguments: &[&str]| run::output(Command::new(program).args(arguments));
+    let (commit, date) = (said("git", &["rev-parse", "--short", "HEAD"])?, said("date", &["-u", "+%F %T UTC"])?);
+    page += &format!("\n{date}, commit {commit}, Linux {}.\n", said("uname", &["-r"])?);
     let folder = places.root.join("bench/results");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{row}.md"));
