@@ -18,6 +18,8 @@ use image::seal::seal_file;
 use image::{DiskSink, FileSource, Manifest, no_progress};
 use rackswarm_transport::bittorrent::{Download, FetchJob, Limits, Listener, Seeder};
 use rackswarm_transport::usage;
+use swarm::Policy;
+use swarm::policy::ChokerKind;
 use wire::peer::{
     BLOCK_BYTES, Block, ExtensionHandshake, ExtensionIds, HANDSHAKE_BYTES, Handshake, Message, PeerId, RackHello,
 };
@@ -43,8 +45,10 @@ fn main() {
 fn measure(kind: &str, clients: usize, seconds: u64, folder: &Path) {
     let (image, manifest) = image_of_noise(folder);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (_seeder, address) = runtime.block_on(async {
-        let seeder = Seeder::new(Listener::bind(ANYWHERE, Limits::default()).await.unwrap());
+    let (seeder, address) = runtime.block_on(async {
+        let policy = Policy { choker: ChokerKind::Cooperative, ..Policy::default() };
+        let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
+        let seeder = Seeder::new(listener).with_policy(policy);
         let source = Arc::new(FileSource::open(&image, Arc::clone(&manifest)).unwrap());
         let published = seeder.publish(Arc::clone(&manifest), source, vec![]).unwrap();
         (seeder, published.address)
@@ -57,6 +61,8 @@ fn measure(kind: &str, clients: usize, seconds: u64, folder: &Path) {
         "blocks" => drain(&manifest, address, clients, seconds, BLOCK_BYTES),
         other => panic!("`{other}` is none of drain, download, blocks"),
     };
+    let dropped = runtime.block_on(seeder.dropped(manifest.infohash().unwrap()));
+    assert!(dropped.is_empty(), "the seeder dropped clients: {dropped:?}");
     let (took, gigabytes) = (begun.elapsed().as_secs_f64(), bytes as f64 / 1e9);
     println!(
         "{kind}, {clients} clients: {:.2} GB/s; {:.2} CPU-seconds per GB, both sides; peak memory {} MiB",
@@ -84,10 +90,11 @@ fn image_of_noise(folder: &Path) -> (PathBuf, Arc<Manifest>) {
 }
 
 async fn download(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, folder: &Path) -> u64 {
+    let policy = Policy { choker: ChokerKind::Cooperative, ..Policy::default() };
     let mut downloads = Vec::new();
     for client in 0..clients {
         let disk = DiskSink::create(&folder.join(format!("disk{client}")), Arc::clone(manifest)).unwrap();
-        let job = FetchJob { peers: vec![seeder], ..FetchJob::new(Arc::clone(manifest), Arc::new(disk)) };
+        let job = FetchJob { peers: vec![seeder], policy: policy.clone(), ..FetchJob::new(Arc::clone(manifest), Arc::new(disk)) };
         let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
         downloads.push(Download::start(&listener, job).unwrap());
     }
@@ -145,7 +152,10 @@ fn drain_one(
         }
         say(&mut stream, &requests);
         let count = stream.read(&mut buffer).unwrap();
-        assert!(count > 0, "the seeder closed the connection");
+        if count == 0 {
+            // Why is told by the seeder.
+            return;
+        }
         received += count as u64;
         got.fetch_add(count as u64, Ordering::Relaxed);
     }

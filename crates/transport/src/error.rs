@@ -32,7 +32,7 @@ pub enum Error {
     #[error("this process already takes part in swarm {0}")]
     JoinedAlready(InfoHash),
     /// A tracker's address cannot be used.
-    #[error("tracker `{0}` is not an http:// address: trackers are asked over plain HTTP")]
+    #[error("tracker `{0}` will not do: write http://HOST:PORT/announce or udp://HOST:PORT")]
     Tracker(String),
     /// The HTTP client cannot be made.
     #[error("cannot prepare to ask trackers: {0}")]

@@ -105,6 +105,8 @@ pub struct Tracker {
     policy: TrackerPolicy,
     topology: Topology,
     swarms: BTreeMap<InfoHash, Swarm>,
+    /// Other names of swarms.
+    aliases: BTreeMap<InfoHash, InfoHash>,
     /// From a snapshot, and not registered yet.
     remembered: BTreeMap<InfoHash, Swarm>,
     chance: Chance,
@@ -118,6 +120,7 @@ impl Tracker {
             policy,
             topology: Topology::default(),
             swarms: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             remembered: BTreeMap::new(),
             chance: Chance::new(seed, 2),
         }
@@ -137,9 +140,18 @@ impl Tracker {
         }
     }
 
-    /// Serves this torrent no longer, and forgets its peers.
+    /// Serves a registered torrent under another name too: a hybrid torrent
+    /// has two info-hashes (BEP 52) and one swarm.
+    pub fn alias(&mut self, other: InfoHash, info_hash: InfoHash) {
+        if other != info_hash {
+            self.aliases.insert(other, info_hash);
+        }
+    }
+
+    /// Serves this torrent no longer, by whatever name, and forgets its peers.
     pub fn retire(&mut self, info_hash: &InfoHash) {
         self.swarms.remove(info_hash);
+        self.aliases.retain(|_, named| named != info_hash);
     }
 
     /// The torrents served.
@@ -174,7 +186,8 @@ impl Tracker {
     ) -> Result<AnnounceResponse, Refusal> {
         let unknown = Refusal::Unknown(request.info_hash);
         let (policy, chance) = (&self.policy, &mut self.chance);
-        let swarm = self.swarms.get_mut(&request.info_hash).ok_or(unknown)?;
+        let info_hash = self.aliases.get(&request.info_hash).unwrap_or(&request.info_hash);
+        let swarm = self.swarms.get_mut(info_hash).ok_or(unknown)?;
         swarm.sweep(now, policy);
         let remote = remote.to_canonical();
         let address = SocketAddr::new(remote, request.port);
@@ -199,7 +212,7 @@ impl Tracker {
 
     /// The numbers of a swarm; `None` when the torrent is not served.
     pub fn scrape(&mut self, now: Duration, info_hash: &InfoHash) -> Option<ScrapeEntry> {
-        let swarm = self.swarms.get_mut(info_hash)?;
+        let swarm = self.swarms.get_mut(self.aliases.get(info_hash).unwrap_or(info_hash))?;
         swarm.sweep(now, &self.policy);
         Some(ScrapeEntry { complete: swarm.complete, downloaded: swarm.downloaded, incomplete: swarm.incomplete() })
     }
@@ -278,6 +291,19 @@ mod tests {
         assert_eq!(tracker.scrape(at(0), &IMAGE).unwrap().incomplete, 1, "a second time changes nothing");
         tracker.retire(&IMAGE);
         assert_eq!((tracker.scrape(at(0), &IMAGE), tracker.torrents().count()), (None, 0));
+    }
+
+    #[test]
+    fn both_names_of_a_hybrid_torrent_mean_one_swarm() {
+        let mut tracker = tracker();
+        let other = InfoHash([2; 20]);
+        tracker.alias(other, IMAGE);
+        announce(&mut tracker, 0, 1, 1, None);
+        let request = AnnounceRequest { info_hash: other, ..request(2, 1, None) };
+        assert_eq!(nodes(&tracker.announce(at(0), &request, ip(2)).unwrap()), BTreeSet::from([ip(1)]));
+        assert_eq!(tracker.scrape(at(0), &other), tracker.scrape(at(0), &IMAGE));
+        tracker.retire(&IMAGE);
+        assert_eq!(tracker.announce(at(0), &request, ip(2)), Err(Refusal::Unknown(other)));
     }
 
     #[test]

@@ -27,9 +27,12 @@ pub struct FetchJob {
     /// Where it goes, and from where it is served to others. What it does not
     /// miss is not fetched: scan and prepare it first.
     pub disk: Arc<dyn Storage>,
-    /// `http://` addresses of trackers, in the order to try. They are asked for
-    /// ever; peers that are known go on when all trackers are dead.
+    /// `http://` and `udp://` addresses of trackers, in the order to try. They
+    /// are asked for ever; peers that are known go on when all trackers are dead.
     pub trackers: Vec<String>,
+    /// Find the swarm in the local network (BEP 14) while no tracker answers,
+    /// and be found by others. Default false.
+    pub local_discovery: bool,
     /// The torrent, if there is one: its info dictionary is given to peers that
     /// come with a magnet link (BEP 9).
     pub metainfo: Option<Arc<Metainfo>>,
@@ -54,6 +57,7 @@ impl FetchJob {
             manifest,
             disk,
             trackers: Vec::new(),
+            local_discovery: false,
             metainfo: None,
             rack: None,
             peers: Vec::new(),
@@ -74,7 +78,7 @@ impl Download {
     /// Joins the swarm and begins. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When the image has no info-hash, a tracker's address is not http, or
+    /// When the image has no info-hash, a tracker's address is neither http nor udp, or
     /// this listener takes part in the swarm already.
     pub fn start(listener: &Listener, job: FetchJob) -> Result<Self, Error> {
         let missing = job.disk.missing();
@@ -95,6 +99,7 @@ impl Download {
                 sink: Some(job.disk),
                 have,
                 trackers: job.trackers,
+                local_discovery: job.local_discovery,
                 peers: job.peers,
                 policy: job.policy,
                 memory_bytes: job.memory_bytes,

@@ -24,7 +24,7 @@ use wire::announce::Event as AnnounceEvent;
 use wire::metainfo::InfoHash;
 use wire::peer::{Block, Extended, Message, PeerId, RackName};
 
-use super::announcer::{Announced, Announcer};
+use super::announcer::{Announced, Announcer, Speaker};
 use super::checking::{self, Checked};
 use super::connection::{self, Link, ORDERS};
 use super::doubts::Doubts;
@@ -79,6 +79,8 @@ pub(super) enum Event {
     Checked(u32, Checked),
     /// A tracker answered, or none did.
     Announced(Option<Announced>),
+    /// Peers called in the local network.
+    Found(Vec<SocketAddr>),
     /// Somebody wants to look.
     Look(Look),
 }
@@ -101,6 +103,7 @@ pub(super) struct Job {
     pub(super) sink: Option<Arc<dyn PieceSink>>,
     pub(super) have: PieceSet,
     pub(super) trackers: Vec<String>,
+    pub(super) local_discovery: bool,
     pub(super) peers: Vec<SocketAddr>,
     pub(super) policy: Policy,
     pub(super) memory_bytes: u64,
@@ -169,7 +172,14 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
     let v2 = job.manifest.infohash_v2().is_some();
     let (events_in, events) = mpsc::channel(budget.events);
     let membership = listener.join(&names, me, v2, &events_in)?;
-    let announcer = Announcer::new(&job.trackers, names[0], me, listener.address())?;
+    let speaker = Speaker {
+        names: names.clone(),
+        me,
+        listen: listener.address(),
+        rack: job.rack.clone(),
+        local_discovery: job.local_discovery,
+    };
+    let announcer = Announcer::new(&job.trackers, speaker)?;
     let policy = Policy { active_bytes: job.policy.active_bytes.min(budget.active_bytes), ..job.policy };
     let mut twins = PieceSet::empty(shape.pieces());
     for piece in job.manifest.twins().ones() {
@@ -360,6 +370,7 @@ impl Drive {
                 self.step(Input::Announced { interval, peers, guidance });
             }
             Event::Announced(None) => self.step(Input::AnnounceFailed),
+            Event::Found(peers) => self.step(Input::Found(peers)),
             Event::Look(look) => look(&self.engine, &self.dropped),
             // From a connection that the engine dropped.
             Event::Chunk(_, chunk) => self.discard(chunk),

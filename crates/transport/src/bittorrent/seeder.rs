@@ -26,6 +26,7 @@ pub struct Seeder {
     policy: Policy,
     memory_bytes: u64,
     rack: Option<RackName>,
+    local_discovery: bool,
     swarms: Mutex<BTreeMap<InfoHash, Handle>>,
 }
 
@@ -46,7 +47,14 @@ impl Seeder {
     /// image.
     #[must_use]
     pub fn new(listener: Listener) -> Self {
-        Self { listener, policy: Policy::default(), memory_bytes: MEMORY_BYTES, rack: None, swarms: Mutex::default() }
+        Self {
+            listener,
+            policy: Policy::default(),
+            memory_bytes: MEMORY_BYTES,
+            rack: None,
+            local_discovery: false,
+            swarms: Mutex::default(),
+        }
     }
 
     /// How the engines of images published from now on behave.
@@ -67,12 +75,18 @@ impl Seeder {
         Self { rack, ..self }
     }
 
+    /// Answer those in the local network whose tracker is silent (BEP 14).
+    #[must_use]
+    pub fn with_local_discovery(self, local_discovery: bool) -> Self {
+        Self { local_discovery, ..self }
+    }
+
     /// Begins to serve an image. It announces to `trackers`; with none it is
     /// found through what this returns.
     ///
     /// # Errors
     /// When the image has no info-hash, is published already, or a tracker's
-    /// address is not http.
+    /// address is neither http nor udp.
     pub fn publish(
         &self,
         manifest: Arc<Manifest>,
@@ -106,6 +120,7 @@ impl Seeder {
             sink: None,
             have,
             trackers,
+            local_discovery: self.local_discovery,
             peers: Vec::new(),
             policy: self.policy.clone(),
             memory_bytes: self.memory_bytes,
