@@ -182,6 +182,9 @@ impl Run {
         row("wall time", format!("{wall:.2} s"), format!("{} peak memory", bytes(self.peak_memory)));
         let mut text =
             format!("{}\nseed {} \n{}\n", report.title, report.seed, text_of(&rows, "")).replace(" \n", "\n");
+        for (kind, count) in &report.messages_by_kind {
+            text.push_str(&format!("said: {kind} {count}\n"));
+        }
         for (why, count) in &report.drops {
             text.push_str(&format!("closed by engines: {why} {count}\n"));
         }

@@ -11,7 +11,7 @@ fn main() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let hwm = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or("").to_owned();
     println!(
-        "{file}: ratio {:.4} median {:.4} makespan {:.3} s t* {:.3} bound {:.3} seed {:.4} rack {:.4} wasted {:.5} unfinished {} messages {} events {} steps {} active {} wall {:.2} {}\n  drops {:?}\n  violations {} {:#?}\ntrace: {}",
+        "{file}: ratio {:.4} median {:.4} makespan {:.3} s t* {:.3} bound {:.3} seed {:.4} rack {:.4} wasted {:.5} unfinished {} messages {} events {} steps {} active {} wall {:.2} {}\n  drops {:?} said {:?}\n  violations {} {:#?}\ntrace: {}",
         r.ratio(),
         r.median as f64 / r.bound as f64,
         r.makespan as f64 / 1e9,
@@ -28,6 +28,7 @@ fn main() {
         wall,
         hwm,
         r.drops,
+        r.messages_by_kind,
         r.violation_count,
         r.violations,
         r.trace

@@ -83,6 +83,8 @@ pub struct Report {
     pub wasted: u64,
     /// Messages, blocks not counted.
     pub messages: u64,
+    /// These by kind.
+    pub messages_by_kind: Vec<(String, u64)>,
     /// Bytes of messages with headers.
     pub message_bytes: u64,
     /// Most unverified bytes that a node held.

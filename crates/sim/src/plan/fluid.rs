@@ -37,14 +37,10 @@ struct State {
 }
 
 impl Fluid {
-    /// Copies finished per second: min{c x, mu (eta x + y)}.
-    fn service(&self, state: State) -> f64 {
-        (self.c * state.downloaders).min(self.mu * (self.eta * state.downloaders + state.seeds))
-    }
-
-    /// Formula (5).
+    /// Formula (5), where downlinks do not bind.
     fn slope(&self, state: State, lambda: f64) -> State {
-        let service = if state.downloaders > 0.0 { self.service(state) } else { 0.0 };
+        let service =
+            if state.downloaders > 0.0 { self.mu * (self.eta * state.downloaders + state.seeds) } else { 0.0 };
         State {
             downloaders: lambda - self.theta * state.downloaders - service,
             seeds: service - self.gamma * state.seeds,
@@ -77,30 +73,27 @@ impl Fluid {
         (all / (all - rest * nodes)).ln() / rest / self.mu
     }
 
-    /// Formula (5) by Runge and Kutta's method: seconds until less than half
-    /// a node of `nodes` is left. They come at `lambda` a second, or are all
-    /// there at once where that is 0. The exponential tail that the term c x
-    /// would give is cut: files have a size, so the last is served 1/c after
-    /// it came.
+    /// Formula (5) by Runge and Kutta's method: seconds until none of `nodes`
+    /// is left. They come at `lambda` a second, or are all there at once
+    /// where that is 0. The term c x of the formula would give the end an
+    /// exponential tail; files have a size, so the last is served 1/c after
+    /// it came, and that is put in its place.
     pub fn integrate(&self, nodes: f64, seeds: f64) -> f64 {
         let coming = if self.lambda > 0.0 { nodes / self.lambda } else { 0.0 };
         let mut state = State { downloaders: if coming > 0.0 { 0.0 } else { nodes }, seeds };
-        let step = (1.0 / self.mu.max(self.c)).min(1.0 / self.mu) / 2000.0;
-        let (mut time, limit) = (0.0, coming + 1000.0 * (nodes / seeds.max(1.0)).max(1.0) / self.mu);
+        let step = 1.0 / self.mu / 2000.0;
+        let limit = coming + 1000.0 * (nodes / seeds.max(1.0)).max(1.0) / self.mu;
+        let mut time = 0.0;
         while time < limit {
-            let before = state;
-            let lambda = if time < coming { self.lambda } else { 0.0 };
-            state = self.advance(state, lambda, step);
+            let before = state.downloaders;
+            state = self.advance(state, if time < coming { self.lambda } else { 0.0 }, step);
             time += step;
-            if time >= coming && state.downloaders <= 0.0 {
+            if state.downloaders <= 0.0 && time >= coming {
                 // Within the last step: where it crossed zero.
-                let part = before.downloaders / (before.downloaders - state.downloaders).max(f64::MIN_POSITIVE);
-                return time - step + step * part.clamp(0.0, 1.0);
+                let part = before / (before - state.downloaders).max(f64::MIN_POSITIVE);
+                return (time - step + step * part.clamp(0.0, 1.0)).max(coming + 1.0 / self.c);
             }
-            let by_downlink = self.c * state.downloaders <= self.mu * (self.eta * state.downloaders + state.seeds);
-            if time >= coming && by_downlink && time >= coming + 1.0 / self.c {
-                return time;
-            }
+            state.downloaders = state.downloaders.max(0.0);
         }
         f64::INFINITY
     }

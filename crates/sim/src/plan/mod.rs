@@ -319,7 +319,7 @@ mod tests {
         let hidden = plan(&question);
         assert!((hidden.bound - hidden.t_star).abs() < 1e-9);
         assert!((hidden.oversubscription - 4.0).abs() < 1e-9);
-        assert_eq!(hidden.limited_by, "server uplink");
+        assert_eq!(hidden.limited_by, "node link");
         question.uplink = Some(500_000_000);
         let narrow = plan(&question);
         assert_eq!(narrow.limited_by, "rack uplink");

@@ -1,7 +1,7 @@
 //! The end of a run: what must hold then, and the figures.
 
-use super::World;
 use super::node::{Brain, Life, Node};
+use super::{SETTLED_NODES, World};
 use crate::net::Network;
 use crate::plan::bound;
 use crate::report::{NodeReport, Report, Sample};
@@ -32,6 +32,7 @@ impl<N: Network> World<N> {
             self.violation(|| format!("{expected} nodes have not finished though every piece is there: {text}"));
         }
         self.check_answers();
+        self.check_accounts();
         self.check_limits();
     }
 
@@ -51,6 +52,17 @@ impl<N: Network> World<N> {
         if let Some((number, block)) = open.first().copied() {
             let count = open.len();
             self.violation(|| format!("{count} requests were never answered, such as node {number}'s {block:?}"));
+        }
+    }
+
+    /// Bytes neither appear nor vanish: what was sent arrived, or its receiver
+    /// was gone. Where ways were closed something may still be held up.
+    fn check_accounts(&mut self) {
+        let held_up = |fault: &Fault| matches!(fault, Fault::Partition { .. } | Fault::RackUplink { .. });
+        let (sent, arrived, lost) = (self.payload_sent, self.payload_arrived, self.payload_lost);
+        let settled = self.nodes.len() <= SETTLED_NODES && !self.scenario.faults.iter().any(held_up);
+        if sent < arrived + lost || (settled && self.expected == 0 && sent > arrived + lost) {
+            self.violation(|| format!("{sent} bytes were sent, {arrived} arrived and {lost} were lost"));
         }
     }
 
@@ -147,6 +159,7 @@ impl<N: Network> World<N> {
             payload: world.payload_arrived,
             wasted: world.wasted(),
             messages: passed.messages,
+            messages_by_kind: world.said.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
             message_bytes: passed.message_bytes,
             peak_active_bytes: world.peak_active,
             events: world.events,

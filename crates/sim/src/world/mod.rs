@@ -15,7 +15,7 @@ use swarm::tracker::Tracker;
 use swarm::{Input, Output, Peer, PieceSet, Policy, Progress, Shape, Side, Speaks, Verdict, Why};
 use wire::announce::AnnounceRequest;
 use wire::metainfo::InfoHash;
-use wire::peer::{BLOCK_BYTES, Block, Message, RackName};
+use wire::peer::{BLOCK_BYTES, Block, Extended, Message, RackMessage, RackName};
 
 use crate::agenda::{Agenda, Event, Slab};
 use crate::chance::{Stream, below, draw};
@@ -24,7 +24,7 @@ use crate::report::{Report, Sample};
 use crate::scenario::{Nature, Scenario};
 use crate::trace::Trace;
 use crate::units::{Nanos, SECOND};
-use node::{Active, BadAsk, Brain, Life, Node};
+use node::{BadAsk, Brain, Life, Node};
 
 const IMAGE: InfoHash = InfoHash([7; 20]);
 const PORT: u16 = 6881;
@@ -32,6 +32,10 @@ const PORT: u16 = 6881;
 const NOBODY: Nanos = 3 * SECOND;
 /// A dial of a program that does not answer ends after this.
 const NO_ANSWER: Nanos = 30 * SECOND;
+/// Swarms up to this size are followed a little longer than their download.
+const SETTLED_NODES: usize = 2000;
+/// For so long.
+const SETTLING: Nanos = 40 * SECOND;
 /// Violations that are described; more are only counted.
 const DESCRIBED: usize = 20;
 /// Samples of progress until the bound.
@@ -90,6 +94,8 @@ pub(crate) struct World<N> {
     steps: u64,
     payload_sent: u64,
     payload_arrived: u64,
+    /// Payload whose receiver was gone.
+    payload_lost: u64,
     seed_sent: u64,
     seed_limit: Option<(u32, u64)>,
     rack_in: Vec<u64>,
@@ -97,6 +103,8 @@ pub(crate) struct World<N> {
     finished: u32,
     samples: Vec<Sample>,
     drops: BTreeMap<String, u64>,
+    /// Messages by kind.
+    said: BTreeMap<&'static str, u64>,
     unfair: u64,
     violations: Vec<String>,
     violation_count: u64,
@@ -124,7 +132,22 @@ impl<N: Network> World<N> {
                 }
             }
         }
+        self.settle();
         self.conclude()
+    }
+
+    /// Lets what is under way arrive, so that the accounts can be closed.
+    fn settle(&mut self) {
+        if self.nodes.len() > SETTLED_NODES {
+            return;
+        }
+        let until = self.now().saturating_add(SETTLING);
+        while self.agenda.peek().is_some_and(|at| at <= until) {
+            match self.agenda.next() {
+                Some(Event::Sample) | None => {}
+                Some(event) => self.happen(event),
+            }
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -483,6 +506,7 @@ impl<N: Network> World<N> {
         if self.nodes[number as usize].is_ours() {
             self.check_said(number, peer, &message);
         }
+        *self.said.entry(name_of(&message)).or_default() += 1;
         let route = self.route(link, end);
         self.net.say(route, message, &mut self.agenda);
     }
@@ -552,7 +576,10 @@ impl<N: Network> World<N> {
             }
             Delivery::Arrived(route, block) => {
                 let (route, block) = (*route, *block);
-                let Some(peer) = self.receiver(route) else { return };
+                let Some(peer) = self.receiver(route) else {
+                    self.payload_lost += u64::from(block.length);
+                    return;
+                };
                 if self.is_frozen(route.to) {
                     return self.hold(route.to, delivery);
                 }
@@ -638,20 +665,27 @@ impl<N: Network> World<N> {
         }
     }
 
-    /// Hashing and then writing, each one piece at a time.
+    /// Hashing and then writing, one piece at a time.
     fn verify(&mut self, number: u32, piece: u32) {
         let bytes = self.shape.piece_bytes(piece);
-        let whole = |active: &&Active| active.piece == piece && active.bytes == bytes;
         let node = &mut self.nodes[number as usize];
-        if !node.active.iter().any(|active| whole(&active)) {
+        if !node.active.iter().any(|active| active.piece == piece && active.bytes == bytes) {
             return self.violation(|| format!("node {number} verifies piece {piece}, of which bytes are missing"));
         }
-        let bits = u128::from(bytes) * 8 * u128::from(SECOND);
+        node.to_write.push_back(piece);
+        if node.to_write.len() == 1 {
+            self.write_next(number);
+        }
+    }
+
+    fn write_next(&mut self, number: u32) {
+        let node = &self.nodes[number as usize];
+        let Some(&piece) = node.to_write.front() else { return };
+        let bits = u128::from(self.shape.piece_bytes(piece)) * 8 * u128::from(SECOND);
         let hashing = (bits / u128::from(self.scenario.fabric.hashing.0)) as Nanos;
         let writing = (bits / u128::from(node.disk_bits)) as Nanos;
-        node.disk_free = node.disk_free.max(self.agenda.now() + hashing) + writing;
-        let (at, life) = (node.disk_free, node.lives);
-        self.agenda.at(at, Event::Stored(number, piece, life));
+        let life = node.lives;
+        self.agenda.after(hashing + writing, Event::Stored(number, piece, life));
     }
 
     fn stored(&mut self, number: u32, piece: u32, life: u32) {
@@ -663,6 +697,9 @@ impl<N: Network> World<N> {
         if node.frozen_until > now {
             return self.agenda.at(node.frozen_until, Event::Stored(number, piece, life));
         }
+        node.to_write.pop_front();
+        self.write_next(number);
+        let node = &mut self.nodes[number as usize];
         let Some(at) = node.active.iter().position(|active| active.piece == piece) else { return };
         let bad = std::mem::take(&mut node.active[at].bad);
         if bad.is_empty() {
@@ -821,6 +858,23 @@ fn is_accusation(why: &Why) -> bool {
 fn kind_of(why: &Why) -> String {
     let text = format!("{why:?}");
     text.split(['(', ' ']).next().unwrap_or(&text).to_owned()
+}
+
+/// What a message is called in the figures.
+fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::Have(_) => "have",
+        Message::Request(_) => "request",
+        Message::Suggest(_) => "suggest",
+        Message::Reject(_) => "reject",
+        Message::Cancel(_) => "cancel",
+        Message::Extended(Extended::Rack(RackMessage::Have { .. })) => "rack have",
+        Message::Extended(Extended::Rack(RackMessage::Decline { .. })) => "decline",
+        Message::Extended(Extended::Rack(_)) => "lanes",
+        Message::Extended(Extended::Pex(_)) => "pex",
+        Message::Choke | Message::Unchoke | Message::Interested | Message::NotInterested => "choking and interest",
+        _ => "other",
+    }
 }
 
 fn engine_seed(seed: u64, number: u32, life: u32) -> u64 {

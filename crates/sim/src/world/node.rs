@@ -1,6 +1,7 @@
 //! A node: its engine or ordinary client, what it truly has, and its
 //! connections.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use swarm::{Engine, Input, Output, PieceSet};
@@ -81,7 +82,8 @@ pub(crate) struct Node {
     owed: Vec<Owed>,
     pub(crate) tick_at: Nanos,
     pub(crate) frozen_until: Nanos,
-    pub(crate) disk_free: Nanos,
+    /// Pieces to be hashed and written; the first is under way.
+    pub(crate) to_write: VecDeque<u32>,
     pub(crate) disk_bits: u64,
     pub(crate) started: Nanos,
     pub(crate) finished: Option<Nanos>,
@@ -114,7 +116,7 @@ impl Node {
             owed: Vec::new(),
             tick_at: Nanos::MAX,
             frozen_until: 0,
-            disk_free: 0,
+            to_write: VecDeque::new(),
             disk_bits,
             started: 0,
             finished: None,
@@ -224,7 +226,7 @@ impl Node {
         self.owed.clear();
         self.tick_at = Nanos::MAX;
         self.frozen_until = 0;
-        self.disk_free = 0;
+        self.to_write.clear();
     }
 }
 

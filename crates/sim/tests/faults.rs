@@ -1,0 +1,84 @@
+//! Everything that goes wrong in `bench/scenarios/faults`, each over many
+//! seeds: more than a thousand runs. Rules are checked in every step of a
+//! run; afterwards everybody alive has everything. The long form is
+//! `rackswarm sim bench/scenarios/faults/NAME.toml --seeds 1..1000`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use common::{folder, load, run, sound};
+
+const SEEDS: u64 = 50;
+
+macro_rules! faults {
+    ($($test:ident: $file:literal,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                let scenario = load(concat!("faults/", $file));
+                (1..=SEEDS).for_each(|seed| { sound(&scenario, seed); });
+            }
+        )*
+
+        /// A scenario without a test would be a promise without proof.
+        #[test]
+        fn every_scenario_has_its_test() {
+            let tested = [$($file),*, "seed-dies.toml"];
+            for entry in std::fs::read_dir(folder().join("faults")).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                assert!(tested.contains(&name.as_str()), "{name}");
+            }
+        }
+    };
+}
+
+faults! {
+    crash: "crash.toml",
+    crash_and_return: "crash-and-return.toml",
+    delay: "delay.toml",
+    foreign: "foreign.toml",
+    freeze: "freeze.toml",
+    lane_member: "lane-member.toml",
+    late: "late.toml",
+    liars: "liars.toml",
+    liars_without_leaves: "liars-without-leaves.toml",
+    mixed: "mixed.toml",
+    partition: "partition.toml",
+    power_off: "power-off.toml",
+    rack_power: "rack-power.toml",
+    resets: "resets.toml",
+    seed_dies_early: "seed-dies-early.toml",
+    slow_disk: "slow-disk.toml",
+    slow_link: "slow-link.toml",
+    tracker: "tracker.toml",
+    twins: "twins.toml",
+    uplink_down: "uplink-down.toml",
+}
+
+/// The seed dies for good after a little more than a copy. A piece may be
+/// lost with it where it was sent to a node that did not get all of it; if
+/// none is, everybody finishes.
+#[test]
+fn seed_dies() {
+    let scenario = load("faults/seed-dies.toml");
+    let mut finished = 0;
+    for seed in 1..=SEEDS {
+        let report = run(&scenario, seed);
+        assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
+        finished += u64::from(report.unfinished == 0);
+    }
+    assert!(finished * 10 >= SEEDS * 9, "only {finished} of {SEEDS} swarms outlived their seed");
+}
+
+/// The same in queues of blocks, with fewer seeds.
+#[test]
+fn blocks_in_queues() {
+    for name in ["crash-and-return", "delay", "liars", "mixed", "partition", "resets", "uplink-down"] {
+        let mut scenario = load(&format!("faults/{name}.toml"));
+        scenario.network.model = rackswarm_sim::Model::Blocks;
+        (1..=5).for_each(|seed| {
+            sound(&scenario, seed);
+        });
+    }
+}
