@@ -154,6 +154,8 @@ pub struct NetworkModel {
     pub burst: Size,
     /// Most bytes of one connection under way (`blocks`).
     pub window: Size,
+    /// Parts in which a transfer is reported to both engines (`transfers`).
+    pub parts: u32,
     /// Acknowledgements of 66 bytes are sent for every so many packets; 0
     /// for none.
     pub packets_per_acknowledgement: u32,
@@ -166,6 +168,7 @@ impl Default for NetworkModel {
             queue: Span(50_000_000),
             burst: Size(70_000),
             window: Size(4 << 20),
+            parts: 4,
             packets_per_acknowledgement: 0,
         }
     }

@@ -15,12 +15,10 @@ use crate::units::Nanos;
 
 /// A transfer held up by a closed port is tried again.
 const RETRY: u8 = 0;
-/// Most of a transfer has left the sender.
-const HEAD_LEFT: u8 = 1;
-/// All of it has.
-const LEFT: u8 = 2;
-/// It is at the receiver.
-const ARRIVED: u8 = 3;
+/// The next part of a transfer has left the sender.
+const LEFT: u8 = 1;
+/// The next part is at the receiver.
+const ARRIVED: u8 = 2;
 
 const NONE: u32 = u32::MAX;
 
@@ -30,8 +28,14 @@ struct Transfer {
     block: Block,
     /// The next in its uplink's queue.
     next: u32,
-    /// It has left; the other of `LEFT` and `ARRIVED` frees it.
-    half_done: bool,
+    /// Bytes that have left and that have arrived.
+    left: u32,
+    arrived: u32,
+    /// When the last byte leaves and when it arrives, and how long the first
+    /// and the last port took.
+    leaves: Nanos,
+    arrives: Nanos,
+    took: [Nanos; 2],
 }
 
 /// The transfers that wait for an uplink.
@@ -55,6 +59,7 @@ pub(crate) struct Transfers {
     open: Vec<(Nanos, u32)>,
     opened: Nanos,
     passed: Passed,
+    parts: u32,
 }
 
 impl Network for Transfers {
@@ -70,6 +75,7 @@ impl Network for Transfers {
             open: Vec::new(),
             opened: 0,
             passed: Passed::default(),
+            parts: scenario.network.parts.max(1),
         }
     }
 
@@ -85,7 +91,16 @@ impl Network for Transfers {
     }
 
     fn send(&mut self, route: Route, block: Block, agenda: &mut Agenda) {
-        let number = self.transfers.put(Transfer { route, block, next: NONE, half_done: false });
+        let number = self.transfers.put(Transfer {
+            route,
+            block,
+            next: NONE,
+            left: 0,
+            arrived: 0,
+            leaves: 0,
+            arrives: 0,
+            took: [0; 2],
+        });
         self.enqueue(route.from, number, agenda);
     }
 
@@ -113,26 +128,8 @@ impl Network for Transfers {
                     self.enqueue(transfer.route.from, number, agenda);
                 }
             }
-            Event::Network(HEAD_LEFT, number) => {
-                if let Some(transfer) = self.transfers.get(number) {
-                    let (head, _) = halves(transfer.block);
-                    out.push(Delivery::Sent(transfer.route, head));
-                }
-            }
-            Event::Network(LEFT, number) => {
-                if let Some(transfer) = self.transfers.get(number).copied() {
-                    out.push(Delivery::Sent(transfer.route, halves(transfer.block).1));
-                    self.finish_half(number);
-                    self.queues[transfer.route.from as usize].busy = false;
-                    self.start_next(transfer.route.from, agenda);
-                }
-            }
-            Event::Network(_, number) => {
-                if let Some(transfer) = self.transfers.get(number).copied() {
-                    out.push(Delivery::Arrived(transfer.route, transfer.block));
-                    self.finish_half(number);
-                }
-            }
+            Event::Network(LEFT, number) => self.left(number, agenda, out),
+            Event::Network(_, number) => self.arrived(number, agenda, out),
             _ => {}
         }
     }
@@ -149,15 +146,6 @@ impl Network for Transfers {
     fn passed(&self) -> Passed {
         self.passed
     }
-}
-
-/// What is reported sent first, so that the engine can decide on the next
-/// transfer before this one is over; and the rest, possibly all.
-fn halves(block: Block) -> (Block, Block) {
-    let tail = (block.length / 4).div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
-    let head = if tail >= block.length { 0 } else { (block.length - tail) / BLOCK_BYTES * BLOCK_BYTES };
-    let first = Block { length: head, ..block };
-    (first, Block { offset: block.offset + head, length: block.length - head, ..block })
 }
 
 impl Transfers {
@@ -223,33 +211,89 @@ impl Transfers {
         let now = agenda.now();
         let (route, bytes) = (transfer.route, wire_bytes(transfer.block.length));
         self.queues[route.from as usize].busy = true;
-        let mut finish = now;
+        let (mut finish, mut last) = (now, 0);
         for &port in self.ports.path(route.from, route.to).ports() {
             let port = self.ports.port(port);
             let debt = u64::from(std::mem::take(&mut port.debt));
-            let took = port.time(bytes + debt);
-            finish = finish.max(port.free.max(now) + took);
+            last = port.time(bytes + debt);
+            finish = finish.max(port.free.max(now) + last);
             port.free = finish;
         }
-        let left = self.ports.port(Ports::up(route.from)).free;
+        let up = self.ports.port(Ports::up(route.from));
+        let (leaves, first) = (up.free, up.time(bytes));
         let acknowledgements = self.ports.acknowledgements(transfer.block.length) as u32;
         self.ports.charge(route.to, route.from, acknowledgements);
-        let (head, tail) = halves(transfer.block);
-        if head.length > 0 {
-            let before = self.ports.port(Ports::up(route.from)).time(wire_bytes(tail.length));
-            agenda.at(left.saturating_sub(before), Event::Network(HEAD_LEFT, number));
-        }
-        agenda.at(left, Event::Network(LEFT, number));
         let direction = 2 * route.link as usize + usize::from(route.end);
-        let arrival = self.ports.arrival(finish, route.from, route.to, direction);
-        agenda.at(arrival, Event::Network(ARRIVED, number));
+        let arrives = self.ports.arrival(finish, route.from, route.to, direction);
+        let part = self.part(transfer.block);
+        if let Some(transfer) = self.transfers.get_mut(number) {
+            (transfer.leaves, transfer.arrives, transfer.took) = (leaves, arrives, [first, last]);
+            agenda.at(transfer.leaves_at(part), Event::Network(LEFT, number));
+            agenda.at(transfer.arrives_at(part), Event::Network(ARRIVED, number));
+        }
     }
 
-    fn finish_half(&mut self, number: u32) {
-        let done =
-            self.transfers.get_mut(number).is_none_or(|transfer| std::mem::replace(&mut transfer.half_done, true));
-        if done {
+    /// Bytes that are reported together.
+    fn part(&self, block: Block) -> u32 {
+        block.length.div_ceil(self.parts).div_ceil(BLOCK_BYTES) * BLOCK_BYTES
+    }
+
+    /// A part has left. With the last the uplink takes up the next transfer.
+    fn left(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
+        let Some(transfer) = self.transfers.get(number).copied() else { return };
+        let part = self.part(transfer.block).min(transfer.block.length - transfer.left);
+        let block = Block { offset: transfer.block.offset + transfer.left, length: part, ..transfer.block };
+        out.push(Delivery::Sent(transfer.route, block));
+        let left = transfer.left + part;
+        if let Some(transfer) = self.transfers.get_mut(number) {
+            transfer.left = left;
+        }
+        if left < transfer.block.length {
+            let next = (left + self.part(transfer.block)).min(transfer.block.length);
+            return agenda.at(transfer.leaves_at(next), Event::Network(LEFT, number));
+        }
+        self.forget_done(number);
+        self.queues[transfer.route.from as usize].busy = false;
+        self.start_next(transfer.route.from, agenda);
+    }
+
+    fn arrived(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
+        let Some(transfer) = self.transfers.get(number).copied() else { return };
+        let part = self.part(transfer.block).min(transfer.block.length - transfer.arrived);
+        let block = Block { offset: transfer.block.offset + transfer.arrived, length: part, ..transfer.block };
+        out.push(Delivery::Arrived(transfer.route, block));
+        let arrived = transfer.arrived + part;
+        if let Some(transfer) = self.transfers.get_mut(number) {
+            transfer.arrived = arrived;
+        }
+        if arrived < transfer.block.length {
+            let next = (arrived + self.part(transfer.block)).min(transfer.block.length);
+            return agenda.at(transfer.arrives_at(next), Event::Network(ARRIVED, number));
+        }
+        self.forget_done(number);
+    }
+
+    fn forget_done(&mut self, number: u32) {
+        let all =
+            |transfer: &Transfer| transfer.left == transfer.block.length && transfer.arrived == transfer.block.length;
+        if self.transfers.get(number).is_some_and(all) {
             self.transfers.take(number);
         }
+    }
+}
+
+impl Transfer {
+    /// When so many bytes have left: they go evenly.
+    fn leaves_at(&self, bytes: u32) -> Nanos {
+        self.leaves - self.rest(self.took[0], bytes)
+    }
+
+    fn arrives_at(&self, bytes: u32) -> Nanos {
+        self.arrives.saturating_sub(self.rest(self.took[1], bytes))
+    }
+
+    fn rest(&self, took: Nanos, bytes: u32) -> Nanos {
+        let rest = u128::from(self.block.length.saturating_sub(bytes));
+        (u128::from(took) * rest / u128::from(self.block.length.max(1))) as Nanos
     }
 }
