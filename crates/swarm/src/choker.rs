@@ -1,96 +1,34 @@
-//! Who may download from us. The engine asks at once when somebody becomes
-//! interested, and again at every round.
+//! Which foreign clients may download from us. The engine asks at once when
+//! somebody becomes interested, and again at every round.
 
 use std::cmp::Reverse;
-use std::fmt;
 use std::time::Duration;
 
 use crate::chance::Chance;
 use crate::io::Peer;
-use crate::policy::{ChokerKind, Policy};
+use crate::policy::Policy;
 
 /// What a choker knows of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// Its key.
-    pub peer: Peer,
+    pub(crate) peer: Peer,
     /// It wants something of us.
-    pub interested: bool,
+    pub(crate) interested: bool,
     /// It owes us blocks and has not sent any for too long.
-    pub snubbed: bool,
+    pub(crate) snubbed: bool,
     /// It has been connected for less than a few rounds.
-    pub new: bool,
+    pub(crate) new: bool,
     /// Bytes it sent us in the last two rounds.
-    pub received: u64,
+    pub(crate) received: u64,
     /// Bytes we sent it in the last two rounds.
-    pub sent: u64,
-}
-
-/// In which order queued requests are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Discipline {
-    /// One piece to one peer, then the next: the first copy is out soonest.
-    Serial,
-    /// Every unchoked peer in turn, block by block.
-    Fair,
-}
-
-/// A choking policy.
-pub(crate) trait Choker: fmt::Debug + Send {
-    /// Whether a peer that became interested is unchoked at once, when
-    /// `unchoked` interested peers already are.
-    fn admits(&self, unchoked: usize) -> bool;
-
-    /// When to call `round`, if ever.
-    fn deadline(&self) -> Option<Duration>;
-
-    /// The peers that are unchoked from now on, in ascending order.
-    fn round(&mut self, now: Duration, standings: &[Standing], seeding: bool, chance: &mut Chance) -> Vec<Peer>;
-
-    fn discipline(&self) -> Discipline;
-}
-
-/// The choker that the policy names.
-pub(crate) fn choker(policy: &Policy) -> Box<dyn Choker> {
-    match policy.choker {
-        ChokerKind::Cooperative => Box::new(Cooperative),
-        ChokerKind::TitForTat => Box::new(TitForTat {
-            slots: policy.upload_slots,
-            round: policy.choke_round,
-            optimistic_round: policy.optimistic_round,
-            next: Duration::ZERO,
-            next_optimistic: Duration::ZERO,
-            optimistic: None,
-        }),
-    }
-}
-
-/// Everybody who wants something may have it.
-#[derive(Debug)]
-struct Cooperative;
-
-impl Choker for Cooperative {
-    fn admits(&self, _unchoked: usize) -> bool {
-        true
-    }
-
-    fn deadline(&self) -> Option<Duration> {
-        None
-    }
-
-    fn round(&mut self, _now: Duration, standings: &[Standing], _seeding: bool, _chance: &mut Chance) -> Vec<Peer> {
-        standings.iter().map(|standing| standing.peer).collect()
-    }
-
-    fn discipline(&self) -> Discipline {
-        Discipline::Serial
-    }
+    pub(crate) sent: u64,
 }
 
 /// BEP 3: the interested peers with the best rates get all slots but one,
 /// which goes to somebody by chance.
 #[derive(Debug)]
-struct TitForTat {
+pub(crate) struct TitForTat {
     slots: usize,
     round: Duration,
     optimistic_round: Duration,
@@ -99,16 +37,37 @@ struct TitForTat {
     optimistic: Option<Peer>,
 }
 
-impl Choker for TitForTat {
-    fn admits(&self, unchoked: usize) -> bool {
+impl TitForTat {
+    pub(crate) fn new(policy: &Policy) -> TitForTat {
+        TitForTat {
+            slots: policy.upload_slots,
+            round: policy.choke_round,
+            optimistic_round: policy.optimistic_round,
+            next: Duration::ZERO,
+            next_optimistic: Duration::ZERO,
+            optimistic: None,
+        }
+    }
+
+    /// Whether a peer that became interested is unchoked at once, when
+    /// `unchoked` interested peers already are.
+    pub(crate) fn admits(&self, unchoked: usize) -> bool {
         unchoked < self.slots
     }
 
-    fn deadline(&self) -> Option<Duration> {
-        Some(self.next)
+    /// When to call `round`.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.next
     }
 
-    fn round(&mut self, now: Duration, standings: &[Standing], seeding: bool, chance: &mut Chance) -> Vec<Peer> {
+    /// The peers that are unchoked from now on, in ascending order.
+    pub(crate) fn round(
+        &mut self,
+        now: Duration,
+        standings: &[Standing],
+        seeding: bool,
+        chance: &mut Chance,
+    ) -> Vec<Peer> {
         self.next = now + self.round;
         let mut unchoked = regular(standings, seeding, self.slots.saturating_sub(1));
         self.choose_optimistic(now, standings, &unchoked, chance);
@@ -117,12 +76,6 @@ impl Choker for TitForTat {
         unchoked
     }
 
-    fn discipline(&self) -> Discipline {
-        Discipline::Fair
-    }
-}
-
-impl TitForTat {
     fn choose_optimistic(&mut self, now: Duration, standings: &[Standing], regular: &[Peer], chance: &mut Chance) {
         let stays = self.optimistic.is_some_and(|peer| {
             let waits = |standing: &Standing| standing.peer == peer && standing.interested;
@@ -172,19 +125,12 @@ mod tests {
         Standing { peer: Peer(peer), interested, snubbed: false, new: false, received, sent: 1000 - received }
     }
 
-    fn tit_for_tat() -> Box<dyn Choker> {
-        choker(&Policy { choker: ChokerKind::TitForTat, ..Policy::default() })
+    fn tit_for_tat() -> TitForTat {
+        TitForTat::new(&Policy::default())
     }
 
     fn numbers(peers: &[Peer]) -> Vec<u32> {
         peers.iter().map(|peer| peer.0).collect()
-    }
-
-    #[test]
-    fn cooperative_admits_everybody() {
-        let choker = choker(&Policy::default());
-        assert!(choker.admits(10_000));
-        assert_eq!((choker.deadline(), choker.discipline()), (None, Discipline::Serial));
     }
 
     #[test]
@@ -231,7 +177,7 @@ mod tests {
         let mut firsts = Vec::new();
         for round in 0..6 {
             firsts.push(choker.round(at(round * 10), &standings, false, &mut chance)[0]);
-            assert_eq!(choker.deadline(), Some(at(round * 10 + 10)));
+            assert_eq!(choker.deadline(), at(round * 10 + 10));
         }
         assert!(firsts[..3].iter().all(|peer| *peer == firsts[0]), "{firsts:?}");
         assert!(firsts[3..].iter().all(|peer| *peer == firsts[3]) && firsts[3] != firsts[0], "{firsts:?}");

@@ -1,32 +1,42 @@
 //! The engine of one download or seed: one door, [`Engine::step`]. What it
-//! does at that door is told in four chapters: peers come and go, messages,
-//! blocks and pieces, and upkeep, which is all that happens because time
-//! passes.
+//! does at that door is told in chapters: peers come and go, messages, what
+//! foreign clients and kin are told of each other, racks and their lanes,
+//! offers to kin, what kin offer us, pulling, blocks and pieces, and upkeep,
+//! which is all that happens because time passes.
 
 mod blocks;
+mod exchange;
+mod intake;
 mod messages;
+mod offers;
 mod peers;
+mod pull;
+mod racks;
+mod serve;
 mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wire::announce::Event;
+use wire::announce::{Event, Guidance};
 use wire::peer::PeerId;
 
 use crate::book::Book;
 use crate::chance::Chance;
-use crate::choker::{Choker, choker};
+use crate::choker::TitForTat;
 use crate::herald::Herald;
 use crate::io::{Input, Output, Peer, Progress, Setup, Verdict, View};
-use crate::ledger::Ledger;
-use crate::peer::Link;
-use crate::picker::Picker;
+use crate::ledger::{Ledger, Party};
+use crate::links::Links;
+use crate::picker::{Picker, Run};
 use crate::pieceset::PieceSet;
-use crate::policy::Policy;
+use crate::policy::{ChokerKind, Policy};
+use crate::rates::Rates;
 use crate::shape::Shape;
+use crate::time::Time;
 use crate::uplink::Uplink;
+use racks::Racks;
 
 /// The state of one download or seed.
 #[derive(Debug)]
@@ -34,23 +44,52 @@ pub struct Engine {
     me: PeerId,
     shape: Shape,
     policy: Policy,
-    now: Duration,
+    now: Time,
     /// Nothing that depends on time alone happens before this.
-    due: Duration,
+    due: Time,
     have: PieceSet,
+    /// Not to be fetched: the driver writes them.
+    twins: PieceSet,
     left: u64,
-    links: BTreeMap<Peer, Link>,
-    ids: BTreeMap<PeerId, Peer>,
-    departed: VecDeque<(Peer, PeerId, SocketAddr)>,
+    private: bool,
+    /// We work for the whole swarm, and kin are told so.
+    cooperative: bool,
+    links: Links,
+    /// How many of them are kin.
+    kin: usize,
+    departed: VecDeque<Departed>,
     banned: BTreeSet<PeerId>,
     picker: Picker,
-    uplink: Uplink,
-    choker: Box<dyn Choker>,
+    racks: Racks,
+    choker: TitForTat,
     book: Book,
     herald: Herald,
     ledger: Ledger,
     chance: Chance,
     failed_pieces: u64,
+
+    uplink: Uplink,
+    offering: offers::Offering,
+    /// What our downlink takes, by transfers side by side.
+    downlink: Rates,
+    /// How long a piece from kin takes; nothing while unknown.
+    piece_time: Duration,
+    /// Between two parts of a piece from kin.
+    gap: Duration,
+    /// Since when nothing has been coming.
+    dry_since: Option<Time>,
+    next_exchange: Time,
+    fresh: Vec<Run>,
+}
+
+/// A peer that left, to name a liar that left before the hash was known.
+#[derive(Debug)]
+struct Departed {
+    peer: Peer,
+    address: SocketAddr,
+    listened_at: Option<SocketAddr>,
+    at: Time,
+    party: Party,
 }
 
 impl Engine {
@@ -58,29 +97,44 @@ impl Engine {
     /// puts into its handshakes. The same `seed` and inputs give the same
     /// outputs.
     pub fn new(me: PeerId, setup: Setup, policy: Policy, seed: u64) -> Engine {
-        let Setup { shape, have, .. } = setup;
-        let choker = choker(&policy);
-        let have = have.fitted(shape.pieces());
+        let Setup { shape, have, twins, rack, ours, private } = setup;
+        let (have, twins) = (have.fitted(shape.pieces()), twins.fitted(shape.pieces()));
         let missing = (0..shape.pieces()).filter(|&piece| !have.contains(piece));
+        let cooperative = match policy.choker {
+            ChokerKind::Cooperative => true,
+            ChokerKind::TitForTat => false,
+            ChokerKind::Auto => private && ours,
+        };
         Engine {
             me,
             shape,
-            now: Duration::ZERO,
-            due: Duration::ZERO,
+            now: Time::ZERO,
+            due: Time::ZERO,
             left: missing.map(|piece| u64::from(shape.piece_bytes(piece))).sum(),
-            links: BTreeMap::new(),
-            ids: BTreeMap::new(),
+            private,
+            cooperative,
+            links: Links::default(),
+            kin: 0,
             departed: VecDeque::new(),
             banned: BTreeSet::new(),
-            picker: Picker::new(shape, &have, &policy),
-            uplink: Uplink::new(shape.pieces(), choker.discipline(), &policy),
-            choker,
+            picker: Picker::new(shape, &have.union(&twins), &policy),
+            racks: Racks::new(rack),
+            choker: TitForTat::new(&policy),
             book: Book::new(&policy),
             herald: Herald::new(&policy),
             ledger: Ledger::default(),
             chance: Chance::new(seed, 1),
             failed_pieces: 0,
+            uplink: Uplink::new(&policy),
+            offering: offers::Offering::new(have.is_full(), shape.pieces()),
+            downlink: Rates::default(),
+            piece_time: Duration::ZERO,
+            gap: Duration::ZERO,
+            dry_since: (!have.is_full()).then_some(Time::ZERO),
+            next_exchange: Time::MAX,
+            fresh: Vec::new(),
             have,
+            twins,
             policy,
         }
     }
@@ -88,27 +142,27 @@ impl Engine {
     /// Takes one input at time `now` (any monotonic origin) and appends what
     /// has to be done to `out`, in order. The first step also announces.
     pub fn step(&mut self, now: Duration, input: Input, out: &mut Vec<Output>) {
-        self.now = self.now.max(now);
+        self.now = self.now.max(now.into());
         match input {
-            Input::Announced { interval, peers, guidance: _ } => {
-                self.herald.answered(self.now, interval);
-                self.found(&peers);
-            }
+            Input::Announced { interval, peers, guidance } => self.announced(interval, &peers, guidance, out),
             Input::AnnounceFailed => {
-                self.herald.failed(self.now);
+                self.herald.failed(self.now.duration());
                 self.due = self.now;
             }
             Input::Found(peers) => self.found(&peers),
-            Input::Connected { peer, side, address, id, speaks: _ } => self.connected(peer, side, address, id, out),
+            Input::Connected { peer, side, address, id, speaks } => {
+                self.connected(peer, side, address, id, speaks, out);
+            }
             Input::DialFailed(address) => {
-                self.book.failed(address, self.now, &mut self.chance);
+                self.book.failed(address, self.now.duration(), &mut self.chance);
                 self.due = self.now;
             }
             Input::Said(peer, message) => self.said(peer, message, out),
             Input::Arrived(peer, block) => self.arrived(peer, block, out),
             Input::Sent(peer, block) => self.sent(peer, block, out),
             Input::Verified(piece, Verdict::Good) => self.verified(piece, out),
-            Input::Verified(piece, _) => self.corrupt(piece, out),
+            Input::Verified(piece, Verdict::Corrupt) => self.corrupt(piece, out),
+            Input::Verified(piece, Verdict::CorruptBlocks(blocks)) => self.corrupt_blocks(piece, &blocks, out),
             Input::Gone(peer) => {
                 self.remove(peer, out);
             }
@@ -119,9 +173,23 @@ impl Engine {
         }
     }
 
+    fn announced(
+        &mut self,
+        interval: Duration,
+        peers: &[SocketAddr],
+        guidance: Option<Guidance>,
+        out: &mut Vec<Output>,
+    ) {
+        self.herald.answered(self.now.duration(), interval);
+        if let Some(guidance) = guidance {
+            self.guided(guidance, out);
+        }
+        self.found(peers);
+    }
+
     /// When to step with `Tick` if nothing else happens before.
     pub fn deadline(&self) -> Option<Duration> {
-        (self.due < Duration::MAX).then_some(self.due)
+        (self.due < Time::MAX).then(|| self.due.duration())
     }
 
     /// A summary.
@@ -131,9 +199,10 @@ impl Engine {
             pieces_total: self.shape.pieces(),
             left: self.left,
             active_pieces: self.picker.active_pieces(),
-            peers: self.links.iter().map(|(peer, link)| link.view(*peer)).collect(),
+            peers: self.links.iter().map(crate::peer::Link::view).collect(),
             dialling: self.book.dialling(),
             failed_pieces: self.failed_pieces,
+            cooperative: self.cooperative,
         }
     }
 

@@ -128,14 +128,17 @@ pub enum Input {
 pub enum Output {
     /// Connect; answer with `Connected` or `DialFailed`.
     Dial(SocketAddr),
-    /// Send this message.
+    /// Send this message. An extension handshake names our racks and requests
+    /// only: the driver adds what is its own business, which are the client's
+    /// name, the listening port, the size of the metadata and compression.
     Say(Peer, Message),
     /// Read this range of one piece from storage and send it, cut into `piece`
     /// messages; answer with `Sent` for each part that the socket has taken. The order of service is decided here, so a driver
     /// keeps what is unsent in its sockets short (`TCP_NOTSENT_LOWAT`).
     Send(Peer, Block),
-    /// The bytes that just arrived are wanted: put them into their piece.
-    /// Without this output they are to be thrown away.
+    /// These of the bytes that just arrived are wanted: put them into their
+    /// piece. Mostly it is all that arrived; after a repetition it may be a
+    /// part, or several. What is not named is to be thrown away.
     Keep(Peer, Block),
     /// All blocks of this piece were kept: hash it, store it, and answer with
     /// `Verified`. On `Corrupt` the driver forgets the bytes.
@@ -171,6 +174,14 @@ pub struct Progress {
 pub enum Why {
     /// It alone supplied this piece, and the hash is wrong.
     CorruptPiece(u32),
+    /// Like `CorruptPiece`, and nobody else is known to have that piece.
+    CorruptSource(u32),
+    /// It supplied this block, and the block's hash is wrong.
+    CorruptBlock(Block),
+    /// It says it has this piece, and neither sends nor refuses it.
+    NeverAnswers(u32),
+    /// It says it has this piece, and refuses to send it.
+    Refuses(u32),
     /// It is ourselves.
     Ourselves,
     /// It is connected already.
@@ -201,6 +212,14 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::CorruptPiece(piece) => write!(f, "it alone sent piece {piece}, whose hash is wrong"),
+            Why::CorruptSource(piece) => {
+                write!(f, "it alone has piece {piece}, and what it sent has the wrong hash")
+            }
+            Why::CorruptBlock(block) => {
+                write!(f, "the bytes it sent at {} of piece {} have the wrong hash", block.offset, block.piece)
+            }
+            Why::NeverAnswers(piece) => write!(f, "it says it has piece {piece} and does not send it"),
+            Why::Refuses(piece) => write!(f, "it says it has piece {piece} and refuses to send it"),
             Why::Ourselves => f.write_str("it is this node itself"),
             Why::Duplicate => f.write_str("the same peer is connected already"),
             Why::Banned => f.write_str("it was dropped for corrupt data before"),
@@ -238,6 +257,8 @@ pub struct View {
     pub dialling: usize,
     /// Pieces that failed verification.
     pub failed_pieces: u64,
+    /// We cooperate with our own kind.
+    pub cooperative: bool,
 }
 
 /// A summary of one connection.
@@ -251,6 +272,8 @@ pub struct PeerView {
     pub address: SocketAddr,
     /// Who opened it.
     pub side: Side,
+    /// It is of our own kind and cooperates.
+    pub kin: bool,
     /// Pieces it says it has.
     pub pieces: u32,
     /// We do not serve it.

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use wire::peer::PeerId;
+use wire::peer::{PeerId, RackName};
 
 /// Most peers that are kept apart; the rest share one account.
 pub const MAX_ACCOUNTS: usize = 4096;
 
 /// The bytes exchanged with one peer over all its connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {
-    /// Where the peer was last; tells racks apart. `None` for the shared
-    /// account.
+    /// Where the peer was last. `None` for the shared account.
     pub address: Option<IpAddr>,
+    /// The rack that it named last.
+    pub rack: Option<RackName>,
     /// Payload bytes received and kept.
     pub received: u64,
     /// Payload bytes received for nothing: repeated, late, or of a piece that
@@ -23,7 +24,7 @@ pub struct Account {
     pub sent: u64,
 }
 
-const NOTHING: Account = Account { address: None, received: 0, wasted: 0, sent: 0 };
+const NOTHING: Account = Account { address: None, rack: None, received: 0, wasted: 0, sent: 0 };
 
 /// All accounts and their sums.
 #[derive(Debug, Clone)]
@@ -42,7 +43,7 @@ impl Default for Ledger {
 impl Ledger {
     /// Sums over all peers.
     pub fn total(&self) -> Account {
-        self.total
+        self.total.clone()
     }
 
     /// Every peer with which bytes were exchanged.
@@ -52,39 +53,50 @@ impl Ledger {
 
     /// What was exchanged with peers beyond [`MAX_ACCOUNTS`].
     pub fn others(&self) -> Account {
-        self.others
+        self.others.clone()
     }
 
-    pub(crate) fn kept(&mut self, id: PeerId, address: IpAddr, bytes: u32) {
-        self.book(id, address, |account| account.received += u64::from(bytes));
+    pub(crate) fn kept(&mut self, who: &Party, bytes: u32) {
+        self.book(who, |account| account.received += u64::from(bytes));
     }
 
-    pub(crate) fn wasted(&mut self, id: PeerId, address: IpAddr, bytes: u32) {
-        self.book(id, address, |account| account.wasted += u64::from(bytes));
+    pub(crate) fn wasted(&mut self, who: &Party, bytes: u32) {
+        self.book(who, |account| account.wasted += u64::from(bytes));
     }
 
-    pub(crate) fn sent(&mut self, id: PeerId, address: IpAddr, bytes: u32) {
-        self.book(id, address, |account| account.sent += u64::from(bytes));
+    pub(crate) fn sent(&mut self, who: &Party, bytes: u32) {
+        self.book(who, |account| account.sent += u64::from(bytes));
     }
 
     /// What was kept turned out to be worthless.
-    pub(crate) fn spoiled(&mut self, id: PeerId, address: IpAddr, bytes: u32) {
-        self.book(id, address, |account| {
+    pub(crate) fn spoiled(&mut self, who: &Party, bytes: u32) {
+        self.book(who, |account| {
             account.received = account.received.saturating_sub(bytes.into());
             account.wasted += u64::from(bytes);
         });
     }
 
-    fn book(&mut self, id: PeerId, address: IpAddr, entry: impl Fn(&mut Account)) {
+    fn book(&mut self, who: &Party, entry: impl Fn(&mut Account)) {
         entry(&mut self.total);
-        let known = self.accounts.len() < MAX_ACCOUNTS || self.accounts.contains_key(&id);
+        let known = self.accounts.len() < MAX_ACCOUNTS || self.accounts.contains_key(&who.id);
         if !known {
             return entry(&mut self.others);
         }
-        let account = self.accounts.entry(id).or_insert(NOTHING);
-        account.address = Some(address);
+        let account = self.accounts.entry(who.id).or_insert(NOTHING);
+        account.address = Some(who.ip);
+        if account.rack != who.rack {
+            account.rack.clone_from(&who.rack);
+        }
         entry(account);
     }
+}
+
+/// The other party of an entry.
+#[derive(Debug, Clone)]
+pub(crate) struct Party {
+    pub(crate) id: PeerId,
+    pub(crate) ip: IpAddr,
+    pub(crate) rack: Option<RackName>,
 }
 
 #[cfg(test)]
@@ -92,6 +104,10 @@ mod tests {
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn party(number: u32) -> Party {
+        Party { id: id(number), ip: HERE, rack: None }
+    }
 
     fn id(number: u32) -> PeerId {
         let mut bytes = [0; 20];
@@ -102,22 +118,22 @@ mod tests {
     #[test]
     fn spoiled_bytes_move_from_received_to_wasted() {
         let mut ledger = Ledger::default();
-        ledger.kept(id(1), HERE, 100);
-        ledger.kept(id(2), HERE, 10);
-        ledger.sent(id(1), HERE, 7);
-        ledger.spoiled(id(1), HERE, 60);
-        let expected = Account { address: Some(HERE), received: 40, wasted: 60, sent: 7 };
+        ledger.kept(&party(1), 100);
+        ledger.kept(&party(2), 10);
+        ledger.sent(&party(1), 7);
+        ledger.spoiled(&party(1), 60);
+        let expected = Account { address: Some(HERE), rack: None, received: 40, wasted: 60, sent: 7 };
         assert_eq!(ledger.accounts().next(), Some((&id(1), &expected)));
-        assert_eq!(ledger.total(), Account { address: None, received: 50, wasted: 60, sent: 7 });
+        assert_eq!(ledger.total(), Account { address: None, rack: None, received: 50, wasted: 60, sent: 7 });
     }
 
     #[test]
     fn strangers_beyond_the_limit_share_an_account() {
         let mut ledger = Ledger::default();
         for number in 0..MAX_ACCOUNTS as u32 + 5 {
-            ledger.wasted(id(number), HERE, 1);
+            ledger.wasted(&party(number), 1);
         }
-        ledger.wasted(id(0), HERE, 1);
+        ledger.wasted(&party(0), 1);
         assert_eq!(ledger.accounts().count(), MAX_ACCOUNTS);
         assert_eq!((ledger.others().wasted, ledger.total().wasted), (5, MAX_ACCOUNTS as u64 + 6));
     }

@@ -4,17 +4,21 @@
 
 mod book;
 mod chance;
-pub mod choker;
+mod choker;
 pub mod engine;
 mod herald;
+mod holding;
 pub mod io;
 pub mod lanes;
 pub mod ledger;
+mod links;
 mod peer;
 mod picker;
 pub mod pieceset;
 pub mod policy;
+mod rates;
 pub mod shape;
+mod time;
 pub mod tracker;
 mod uplink;
 

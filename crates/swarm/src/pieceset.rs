@@ -72,6 +72,15 @@ impl PieceSet {
         set
     }
 
+    /// What is in either.
+    pub(crate) fn union(&self, other: &PieceSet) -> PieceSet {
+        let mut both = self.clone();
+        other.iter().for_each(|piece| {
+            both.insert(piece);
+        });
+        both
+    }
+
     /// The 32 or 64 pieces per word that candidates are searched by.
     pub(crate) fn bits(&self) -> &FixedBitSet {
         &self.bits

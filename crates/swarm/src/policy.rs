@@ -3,21 +3,25 @@
 
 use std::time::Duration;
 
-/// Who is allowed to download from us, and in which order they are served.
+/// Whether we work for the whole swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChokerKind {
-    /// Everybody interested is unchoked; the uplink serves one piece to one
-    /// peer before the next. For swarms whose nodes all belong to one owner.
+    /// `Cooperative` when our own tracker says so, or when the torrent is
+    /// private and was made by us; else `TitForTat`.
+    Auto,
+    /// Among our own kind senders schedule: for swarms whose nodes all belong
+    /// to one owner. Other clients still get their slots tit for tat.
     Cooperative,
-    /// BEP 3: a few slots for those who give most, one of them by chance.
+    /// BEP 3 with everybody: a few slots for those who give most, one of them
+    /// by chance.
     TitForTat,
 }
 
 /// The knobs of an engine. Every default says where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Default `Cooperative`: tit-for-tat costs a factor of 1.5 to 2.4 in a
-    /// swarm whose members want the same thing.
+    /// Default `Auto`. Tit-for-tat costs a factor of 1.5 to 2.4 in a swarm
+    /// whose members want the same thing, and keeps strangers honest.
     pub choker: ChokerKind,
     /// Connections of either side at once. Default 80.
     pub max_peers: usize,
@@ -26,34 +30,49 @@ pub struct Policy {
     pub dial_peers: usize,
     /// Addresses remembered for dialling. Default 1000.
     pub max_addresses: usize,
-    /// Requests outstanding per peer, in blocks. Default 32, 512 KiB: twice
-    /// the bandwidth-delay product of 10 Gbit/s and 0.2 ms.
+    /// Requests outstanding with a foreign client, in blocks, until bandwidth
+    /// and delay are known to need more. Default 32, 512 KiB: twice their
+    /// product at 10 Gbit/s and 0.2 ms.
     pub pipeline_blocks: usize,
     /// Memory for pieces that are not yet verified, in bytes; at least two
     /// pieces are always allowed. Default 16 MiB.
     pub active_bytes: u64,
-    /// A peer that owes us a block and sends none for this long loses its
-    /// requests. Default 30 s.
+    /// A foreign client that owes us a block and sends none for this long
+    /// loses its requests. Default 10 s.
     pub request_timeout: Duration,
     /// How many peers may owe us the same block at the end. Default 2.
     pub endgame_copies: u8,
     /// Requests of one peer that may wait to be served; one more is a reason
     /// to drop it. Default 2048: four times what any client keeps in flight.
     pub max_queued_requests: usize,
-    /// Blocks handed to the driver and not yet reported sent, over all peers
-    /// (`Cooperative`). Default 6: 96 KiB keep sockets busy while the next is
-    /// chosen.
-    pub uplink_blocks: usize,
-    /// The same for one peer. Default 4, so one stuck peer never takes the
-    /// whole uplink.
+    /// Blocks handed to the driver for one foreign client and not yet reported
+    /// sent. Default 4, so one stuck peer never takes the whole uplink.
     pub peer_uplink_blocks: usize,
-    /// A peer whose block stays unsent for this long no longer counts against
-    /// `uplink_blocks`. Default 2 s.
-    pub uplink_stall: Duration,
-    /// Under `Cooperative` the piece sent least often goes first, but no peer
-    /// waits longer than this for its turn. Default 5 s, well below
-    /// `request_timeout`.
-    pub uplink_patience: Duration,
+    /// Of the uplink's bytes foreign clients get one in so many while our own
+    /// kind has work for it. Default 4.
+    pub foreign_share: u32,
+    /// Longest range that our own kind may ask of us at once, in bytes.
+    /// Default 1 MiB: one request for most pieces.
+    pub max_request_bytes: u32,
+    /// A piece is offered when less than this is left to send, or what the
+    /// uplink sends in twice the time that an answer takes, if that is more.
+    /// Default 32 KiB.
+    pub lead_bytes: u64,
+    /// Another transfer is accepted when no more than this many sixteenths of
+    /// a piece are left of the one that fills our downlink. Default 4.
+    pub accept_sixteenths: u32,
+    /// One of our own kind that owes us a piece and sends nothing for this
+    /// long, or three times as long as pieces take, loses the request.
+    /// Default 2 s.
+    pub kin_timeout: Duration,
+    /// A node that receives nothing for this long, or four times as long as
+    /// pieces take if that is less, asks for a piece by itself. Default 2 s.
+    pub starving: Duration,
+    /// Our own kind says something at least this often. Default 5 s.
+    pub kin_keep_alive: Duration,
+    /// One of our own kind that says nothing for this long is dropped.
+    /// Default 20 s.
+    pub kin_silence: Duration,
     /// Unchoked peers (`TitForTat`). Default 4 (BEP 3).
     pub upload_slots: usize,
     /// How often slots are given anew (`TitForTat`). Default 10 s (BEP 3).
@@ -86,19 +105,24 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
-            choker: ChokerKind::Cooperative,
+            choker: ChokerKind::Auto,
             max_peers: 80,
             dial_peers: 40,
             max_addresses: 1000,
             pipeline_blocks: 32,
             active_bytes: 16 << 20,
-            request_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(10),
             endgame_copies: 2,
             max_queued_requests: 2048,
-            uplink_blocks: 6,
             peer_uplink_blocks: 4,
-            uplink_stall: Duration::from_secs(2),
-            uplink_patience: Duration::from_secs(5),
+            foreign_share: 4,
+            max_request_bytes: 1 << 20,
+            lead_bytes: 32 << 10,
+            accept_sixteenths: 4,
+            kin_timeout: Duration::from_secs(2),
+            starving: Duration::from_secs(2),
+            kin_keep_alive: Duration::from_secs(5),
+            kin_silence: Duration::from_secs(20),
             upload_slots: 4,
             choke_round: Duration::from_secs(10),
             optimistic_round: Duration::from_secs(30),

@@ -1,151 +1,343 @@
-//! Which queued request is served next.
+//! Our uplink: what is handed to the driver next, and when it is about to run
+//! dry. Among our own kind one piece goes to one peer before the next begins;
+//! a peer that takes less than the uplink gives has others served beside it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use wire::peer::Block;
+use wire::peer::{BLOCK_BYTES, Block};
 
-use crate::choker::Discipline;
-use crate::io::Peer;
+use crate::links::Links;
 use crate::peer::Link;
 use crate::policy::Policy;
+use crate::rates::Rates;
+use crate::time::{Time, bytes_in, time_for};
 
-/// Pieces being sent at once when service is serial. Two: while the first
-/// peer's socket is full the second's keeps the uplink busy.
-const TRANSFERS: usize = 2;
+/// Transfers to slow peers beside the others.
+const MAX_SLOW: usize = 8;
 
-/// Requests at the head of a peer's queue among which the next piece is
-/// chosen.
-const LOOK_AHEAD: usize = 64;
+/// What is handed to the driver before it is done with the last, at least.
+const AHEAD_BYTES: u64 = 64 << 10;
+
+/// And in time.
+const AHEAD_TIME: Duration = Duration::from_millis(1);
+
+/// Most that is promised ahead, however long answers take.
+const MAX_LEAD_BYTES: u64 = 16 << 20;
+
+/// A transfer by itself is judged after as much.
+const JUDGED_BYTES: u64 = 96 << 10;
+const JUDGED_TIME: Duration = Duration::from_millis(20);
+
+/// Of so many transfers one is used to try more of them side by side than
+/// fill the uplink as far as we know, and one to try fewer.
+const TRIAL: u64 = 16;
+
+/// Shortest and longest silence of a transfer after which others begin beside
+/// it.
+const STALL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// A foreign client's claim on the uplink does not grow beyond this, in bytes.
+const MAX_CREDIT: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Uplink {
-    discipline: Discipline,
-    /// Blocks with the driver, those of stalled peers not counted.
-    in_flight: usize,
-    transfers: Vec<(Peer, u32)>,
-    /// How often each piece was begun to be sent.
-    begun: Vec<u16>,
+    rates: Rates,
+    /// From a suggestion to its answer.
+    latency: Duration,
+    /// Bytes requested by kin and not handed over; handed over and not sent,
+    /// slow peers not counted; suggested and not answered.
+    queued: u64,
+    handed: u64,
+    offered: u64,
+    /// Kin being served, and how many of them are slow.
+    transfers: usize,
+    slow: usize,
+    begun: u64,
+    /// The transfer that has the uplink for itself.
+    alone: Option<Alone>,
+    /// Bytes of the last report.
+    part: u32,
+    /// What foreign clients may be sent beside kin, in bytes.
+    credit: u64,
     served: u64,
-    limit: usize,
-    peer_limit: usize,
-    stall: Duration,
-    patience: Duration,
+    lead: u64,
+    foreign_share: u64,
+    foreign_limit: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Alone {
+    since: Time,
+    bytes: u64,
 }
 
 impl Uplink {
-    pub(crate) fn new(pieces: u32, discipline: Discipline, policy: &Policy) -> Uplink {
+    pub(crate) fn new(policy: &Policy) -> Uplink {
         Uplink {
-            discipline,
-            in_flight: 0,
-            transfers: Vec::new(),
-            begun: vec![0; pieces as usize],
+            rates: Rates::default(),
+            latency: Duration::from_millis(1),
+            queued: 0,
+            handed: 0,
+            offered: 0,
+            transfers: 0,
+            slow: 0,
+            begun: 0,
+            alone: None,
+            part: 0,
+            credit: 0,
             served: 0,
-            limit: policy.uplink_blocks.max(1),
-            peer_limit: policy.peer_uplink_blocks.max(1),
-            stall: policy.uplink_stall,
-            patience: policy.uplink_patience,
+            lead: policy.lead_bytes,
+            foreign_share: u64::from(policy.foreign_share.max(2)),
+            foreign_limit: u32::try_from(policy.peer_uplink_blocks.max(1)).unwrap_or(u32::MAX) * BLOCK_BYTES,
         }
     }
 
-    /// Takes the next block to send out of its queue.
-    pub(crate) fn next(&mut self, links: &mut BTreeMap<Peer, Link>, now: Duration) -> Option<(Peer, Block)> {
-        let (peer, piece) = match self.discipline {
-            Discipline::Serial if self.in_flight >= self.limit => return None,
-            Discipline::Serial => self.running_transfer(links).or_else(|| self.begin_transfer(links, now))?,
-            Discipline::Fair => self.least_recently_served(links)?,
+    /// Bytes per second; 0 while unknown.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rates.full()
+    }
+
+    /// How long this many bytes take; nothing while the rate is unknown.
+    pub(crate) fn time_for(&self, bytes: u64) -> Duration {
+        time_for(bytes, self.rate())
+    }
+
+    /// How long an answer to a suggestion may take.
+    pub(crate) fn patience(&self) -> Duration {
+        (self.latency * 8).clamp(Duration::from_millis(100), Duration::from_secs(1))
+    }
+
+    /// Bytes to send below which the next piece is offered.
+    pub(crate) fn lead(&self) -> u64 {
+        let product = 2 * bytes_in(self.latency, self.rate());
+        product.max(self.lead).min(MAX_LEAD_BYTES).max(2 * u64::from(self.part))
+    }
+
+    /// The uplink is about to go idle.
+    pub(crate) fn wants_offer(&self, links: &Links) -> bool {
+        if self.queued + self.handed + self.offered < self.lead() {
+            return true;
+        }
+        let target = self.target();
+        let engaged = |link: &&Link| {
+            link.is_kin() && !link.slow && (link.offer.is_some() || link.in_flight > 0 || !link.queue.is_empty())
         };
-        let link = links.get_mut(&peer)?;
-        let at = link.queue.iter().position(|block| block.piece == piece)?;
-        let block = link.queue.remove(at)?;
+        target > 1 && links.iter().filter(engaged).count() < target
+    }
+
+    /// Transfers that shall run side by side.
+    fn target(&self) -> usize {
+        let filling = self.rates.filling();
+        match self.begun % TRIAL {
+            3 => filling + 1,
+            11 => (filling - 1).max(1),
+            _ => filling,
+        }
+    }
+
+    /// What is handed over before the last is sent.
+    fn ahead(&self) -> u64 {
+        AHEAD_BYTES.max(bytes_in(AHEAD_TIME, self.rate()))
+    }
+
+    pub(crate) fn offer(&mut self, bytes: u32) {
+        self.offered += u64::from(bytes);
+    }
+
+    /// A suggestion was answered, or nobody waits for the answer any more.
+    pub(crate) fn answered(&mut self, bytes: u32, took: Duration) {
+        self.offered = self.offered.saturating_sub(bytes.into());
+        self.latency = took.min(Duration::from_secs(1)).max(self.latency * 15 / 16);
+    }
+
+    pub(crate) fn requested(&mut self, link: &mut Link, block: Block, now: Time) {
+        if link.queue.is_empty() && link.in_flight == 0 {
+            link.sending_since = now;
+        }
+        if link.is_kin() {
+            self.queued += u64::from(block.length);
+        }
+        link.queue.push_back(block);
+    }
+
+    /// Takes back what waits within this range: one cancel may call off several
+    /// requests.
+    pub(crate) fn cancelled(&mut self, link: &mut Link, range: Block) -> Vec<Block> {
+        let within = |block: &Block| {
+            let end = |block: &Block| u64::from(block.offset) + u64::from(block.length);
+            block.piece == range.piece && range.offset <= block.offset && end(block) <= end(&range)
+        };
+        if !link.queue.iter().any(within) {
+            return Vec::new();
+        }
+        let (cancelled, kept): (Vec<Block>, Vec<Block>) = link.queue.drain(..).partition(within);
+        link.queue = kept.into();
+        if link.is_kin() {
+            self.queued -= cancelled.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        }
+        cancelled
+    }
+
+    /// The peer turned out to be kin.
+    pub(crate) fn adopt(&mut self, link: &Link) {
+        self.queued += link.queue.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        if link.in_flight > 0 {
+            self.handed += u64::from(link.in_flight);
+            self.transfers += 1;
+        }
+    }
+
+    /// Takes the next range to send out of its queue.
+    pub(crate) fn next(&mut self, links: &mut Links, now: Time) -> Option<(usize, Block)> {
+        let at = self.next_kin(links).or_else(|| self.next_foreign(links))?;
+        let link = &mut links[at];
+        let block = link.queue.pop_front()?;
         self.served += 1;
         link.served = self.served;
-        link.waiting_since = now;
+        if link.is_kin() {
+            self.queued -= u64::from(block.length);
+            if link.in_flight == 0 {
+                self.begin(now);
+            }
+            if !link.slow {
+                self.handed += u64::from(block.length);
+            }
+        } else {
+            self.credit = self.credit.saturating_sub(block.length.into());
+        }
         if link.in_flight == 0 {
             link.sending_since = now;
         }
-        link.in_flight += 1;
-        self.in_flight += 1;
-        Some((peer, block))
+        link.in_flight += block.length;
+        Some((at, block))
     }
 
-    /// The first transfer that can go on; finished ones are closed.
-    fn running_transfer(&mut self, links: &BTreeMap<Peer, Link>) -> Option<(Peer, u32)> {
-        self.transfers.retain(|(peer, piece)| {
-            let goes_on = |link: &Link| !link.stalled && link.queue.iter().any(|block| block.piece == *piece);
-            links.get(peer).is_some_and(goes_on)
-        });
-        let takes_more = |peer: &Peer| links.get(peer).is_some_and(|link| link.in_flight < self.peer_limit);
-        self.transfers.iter().find(|(peer, _)| takes_more(peer)).copied()
-    }
-
-    /// The piece that was sent least often goes first: a piece that is out
-    /// can come from others, one that is not can come only from here. Nobody
-    /// waits longer than `patience` for that.
-    fn begin_transfer(&mut self, links: &BTreeMap<Peer, Link>, now: Duration) -> Option<(Peer, u32)> {
-        if self.transfers.len() >= TRANSFERS {
+    /// A transfer that goes on comes first; else the next begins if there is
+    /// room, in the order of requests.
+    fn next_kin(&self, links: &Links) -> Option<usize> {
+        if self.queued == 0 {
             return None;
         }
-        let busy = |peer: &Peer| self.transfers.iter().any(|(taken, _)| taken == peer);
-        let mut best = None;
-        for (peer, link) in links.iter().filter(|(peer, link)| self.can_take(link) && !busy(peer)) {
-            let patient = now.saturating_sub(link.waiting_since) < self.patience;
-            let Some(piece) = self.least_sent(link) else { continue };
-            let begun = if patient { self.begun[piece as usize] } else { 0 };
-            let rank = (patient, begun, link.served);
-            if best.is_none_or(|(first, _, _)| rank < first) {
-                best = Some((rank, *peer, piece));
-            }
+        let waits = |link: &Link| link.is_kin() && !link.queue.is_empty();
+        let ahead = self.ahead();
+        let goes_on = |link: &Link| waits(link) && link.in_flight > 0 && u64::from(link.in_flight) <= ahead;
+        if let Some(at) = links.iter().position(goes_on) {
+            return Some(at);
         }
-        let (_, peer, piece) = best?;
-        self.transfers.push((peer, piece));
-        let begun = &mut self.begun[piece as usize];
-        *begun = begun.saturating_add(1);
-        Some((peer, piece))
+        let brisk = self.transfers - self.slow;
+        let target = self.target();
+        if brisk > target || (brisk == target && self.handed > ahead) {
+            return None;
+        }
+        let next = links.iter().enumerate().filter(|(_, link)| waits(link) && link.in_flight == 0);
+        next.min_by_key(|(_, link)| (link.sending_since, link.served)).map(|(at, _)| at)
     }
 
-    fn least_sent(&self, link: &Link) -> Option<u32> {
-        let pieces = link.queue.iter().take(LOOK_AHEAD).map(|block| block.piece);
-        pieces.min_by_key(|&piece| self.begun[piece as usize])
+    /// Every unchoked foreign client in turn, block by block, with what kin
+    /// leaves them.
+    fn next_foreign(&self, links: &Links) -> Option<usize> {
+        let kin_waits = self.queued > 0 || self.handed > 0;
+        let can_take = |link: &Link| {
+            !link.is_kin()
+                && link.in_flight < self.foreign_limit
+                && link.queue.front().is_some_and(|block| !kin_waits || u64::from(block.length) <= self.credit)
+        };
+        let takers = links.iter().enumerate().filter(|(_, link)| can_take(link));
+        takers.min_by_key(|(_, link)| link.served).map(|(at, _)| at)
     }
 
-    fn least_recently_served(&self, links: &BTreeMap<Peer, Link>) -> Option<(Peer, u32)> {
-        let (peer, link) = links.iter().filter(|(_, link)| self.can_take(link)).min_by_key(|(_, link)| link.served)?;
-        Some((*peer, link.queue.front()?.piece))
+    fn begin(&mut self, now: Time) {
+        self.begun += 1;
+        self.transfers += 1;
+        self.transfers_changed(now);
     }
 
-    fn can_take(&self, link: &Link) -> bool {
-        !link.queue.is_empty() && !link.stalled && link.in_flight < self.peer_limit
+    fn transfers_changed(&mut self, now: Time) {
+        // With a slow peer among them rates tell nothing about the uplink.
+        let level = if self.slow == 0 { self.transfers } else { 0 };
+        self.rates.shared_by(level, now);
+        self.alone = (self.transfers == self.slow + 1).then_some(Alone { since: now, bytes: 0 });
     }
 
-    /// The driver sent a block.
-    pub(crate) fn sent(&mut self, link: &mut Link, now: Duration) {
-        if link.in_flight == 0 {
+    /// The driver sent a part.
+    pub(crate) fn sent(&mut self, link: &mut Link, bytes: u32, now: Time) {
+        let bytes = bytes.min(link.in_flight);
+        if bytes == 0 {
             return;
         }
-        link.in_flight -= 1;
+        link.in_flight -= bytes;
         link.sending_since = now;
-        if link.stalled {
-            link.stalled = false;
-            self.in_flight += link.in_flight;
-        } else {
-            self.in_flight -= 1;
+        if !link.is_kin() {
+            return;
+        }
+        self.part = bytes;
+        self.credit = (self.credit + u64::from(bytes) / (self.foreign_share - 1)).min(MAX_CREDIT);
+        if !link.slow {
+            self.handed -= u64::from(bytes);
+            self.rates.moved(bytes, now);
+            self.judge(link, bytes, now);
+        }
+        if link.in_flight == 0 {
+            self.end(link, now);
         }
     }
 
-    /// When this peer counts as stalled unless a block is sent before.
-    pub(crate) fn stalls_at(&self, link: &Link) -> Option<Duration> {
-        (link.in_flight > 0 && !link.stalled).then_some(link.sending_since + self.stall)
+    fn end(&mut self, link: &mut Link, now: Time) {
+        self.transfers -= 1;
+        self.slow -= usize::from(link.slow);
+        link.slow = false;
+        self.transfers_changed(now);
     }
 
-    pub(crate) fn stalled(&mut self, link: &mut Link) {
-        link.stalled = true;
-        self.in_flight -= link.in_flight;
+    /// A peer that has the uplink for itself and takes clearly less than
+    /// others do is slow, until this piece is sent.
+    fn judge(&mut self, link: &mut Link, bytes: u32, now: Time) {
+        let Some(alone) = &mut self.alone else { return };
+        alone.bytes += u64::from(bytes);
+        let took = now - alone.since;
+        if alone.bytes >= JUDGED_BYTES && took >= JUDGED_TIME {
+            let usual = bytes_in(took, self.rates.full());
+            let is_slow = alone.bytes * 5 < usual * 3;
+            *alone = Alone { since: now, bytes: 0 };
+            if is_slow {
+                self.is_slow(link, now);
+            }
+        }
     }
 
-    pub(crate) fn gone(&mut self, link: &Link) {
-        if !link.stalled {
-            self.in_flight -= link.in_flight;
+    fn is_slow(&mut self, link: &mut Link, now: Time) {
+        if self.slow < MAX_SLOW && link.in_flight > 0 && !link.slow {
+            link.slow = true;
+            self.slow += 1;
+            self.handed -= u64::from(link.in_flight);
+            self.transfers_changed(now);
+        }
+    }
+
+    /// When a transfer counts as stalled unless something is sent before.
+    pub(crate) fn stalls_at(&self, link: &Link) -> Time {
+        if link.in_flight == 0 || link.slow || !link.is_kin() {
+            return Time::MAX;
+        }
+        // A driver that reports a range at once shall not look stalled.
+        let report = self.time_for(u64::from(link.in_flight.max(self.part)));
+        link.sending_since + (3 * report).clamp(STALL.0, STALL.1)
+    }
+
+    pub(crate) fn stalled(&mut self, link: &mut Link, now: Time) {
+        self.is_slow(link, now);
+    }
+
+    pub(crate) fn gone(&mut self, link: &mut Link, now: Time) {
+        if !link.is_kin() {
+            return;
+        }
+        self.queued -= link.queue.iter().map(|block| u64::from(block.length)).sum::<u64>();
+        if link.in_flight > 0 {
+            if !link.slow {
+                self.handed -= u64::from(link.in_flight);
+            }
+            self.end(link, now);
         }
     }
 }
@@ -156,83 +348,137 @@ mod tests {
     use wire::peer::PeerId;
 
     use super::*;
-    use crate::io::Side;
+    use crate::io::{Peer, Side, Speaks};
+    use crate::peer::Kind;
 
-    const NOW: Duration = Duration::from_secs(100);
+    const PIECE: u32 = 256 << 10;
+
+    fn at(millis: u64) -> Time {
+        Time::from(Duration::from_secs(100) + Duration::from_millis(millis))
+    }
+
+    fn piece(piece: u32) -> Block {
+        Block { piece, offset: 0, length: PIECE }
+    }
 
     fn block(piece: u32, index: u32) -> Block {
-        Block { piece, offset: index * 16384, length: 16384 }
+        Block { piece, offset: index * BLOCK_BYTES, length: BLOCK_BYTES }
     }
 
-    /// Two peers: 1 asks for three blocks of piece 0, 2 for two of piece 0 and
-    /// one of piece 1.
-    fn two_peers() -> BTreeMap<Peer, Link> {
-        let link = |queue: &[Block]| {
+    fn links(kinds: &[Kind]) -> Links {
+        let mut links = Links::default();
+        for (number, kind) in kinds.iter().enumerate() {
             let address = "10.0.0.1:1".parse().unwrap();
-            let mut link = Link::new(PeerId([0; 20]), address, Side::Inbound, 4, NOW);
-            link.queue.extend(queue);
-            link
-        };
-        let first = link(&[block(0, 0), block(0, 1), block(0, 2)]);
-        let second = link(&[block(0, 0), block(0, 1), block(1, 0)]);
-        BTreeMap::from([(Peer(1), first), (Peer(2), second)])
-    }
-
-    fn order(uplink: &mut Uplink, links: &mut BTreeMap<Peer, Link>) -> Vec<(u32, u32)> {
-        let mut order = Vec::new();
-        while let Some((peer, block)) = uplink.next(links, NOW) {
-            order.push((peer.0, block.piece));
-            uplink.sent(links.get_mut(&peer).unwrap(), NOW);
+            let id = PeerId([number as u8; 20]);
+            let peer = Peer(number as u32);
+            let mut link = Link::new(peer, id, address, Side::Inbound, Speaks::default(), 4, at(0));
+            link.kind = *kind;
+            links.insert(link);
         }
-        order
+        links
+    }
+
+    fn next(uplink: &mut Uplink, links: &mut Links, now: Time) -> Option<(usize, u32)> {
+        uplink.next(links, now).map(|(at, block)| (at, block.piece))
     }
 
     #[test]
-    fn serial_service_finishes_a_piece_and_prefers_the_unsent() {
-        let mut uplink = Uplink::new(4, Discipline::Serial, &Policy::default());
-        let order = order(&mut uplink, &mut two_peers());
-        assert_eq!(order, [(1, 0), (1, 0), (1, 0), (2, 1), (2, 0), (2, 0)]);
-        assert_eq!(uplink.in_flight, 0);
+    fn kin_get_one_piece_after_the_other() {
+        let mut uplink = Uplink::new(&Policy::default());
+        let mut links = links(&[Kind::Kin, Kind::Kin]);
+        assert!(uplink.wants_offer(&links));
+        uplink.requested(&mut links[1], piece(1), at(0));
+        uplink.requested(&mut links[0], piece(0), at(1));
+        assert!(!uplink.wants_offer(&links));
+        assert_eq!(next(&mut uplink, &mut links, at(1)), Some((1, 1)), "who asked first");
+        assert_eq!(next(&mut uplink, &mut links, at(1)), None);
+        uplink.sent(&mut links[1], PIECE - AHEAD_BYTES as u32, at(2));
+        assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 0)), "shortly before the end");
+        uplink.sent(&mut links[1], AHEAD_BYTES as u32, at(3));
+        uplink.sent(&mut links[0], PIECE, at(4));
+        assert_eq!((uplink.handed, uplink.queued, uplink.transfers), (0, 0, 0));
     }
 
     #[test]
-    fn fair_service_takes_turns() {
-        let mut uplink = Uplink::new(4, Discipline::Fair, &Policy::default());
-        let order = order(&mut uplink, &mut two_peers());
-        assert_eq!(order, [(1, 0), (2, 0), (1, 0), (2, 0), (1, 0), (2, 1)]);
+    fn beside_a_slow_receiver_others_are_served() {
+        let mut uplink = Uplink::new(&Policy::default());
+        let mut links = links(&[Kind::Kin, Kind::Kin]);
+        let mut now = 0;
+        let mut transfer = |uplink: &mut Uplink, links: &mut Links, parts: u32, millis: u64| {
+            for _ in 0..parts {
+                if links[0].in_flight == 0 {
+                    uplink.requested(&mut links[0], piece(0), at(now));
+                    next(uplink, links, at(now));
+                }
+                now += millis;
+                uplink.sent(&mut links[0], BLOCK_BYTES, at(now));
+            }
+            at(now)
+        };
+        transfer(&mut uplink, &mut links, 160, 2);
+        assert!((7_000_000..9_000_000).contains(&uplink.rate()), "{}", uplink.rate());
+        let now = transfer(&mut uplink, &mut links, 8, 6);
+        assert!(links[0].slow && uplink.wants_offer(&links));
+        uplink.requested(&mut links[1], piece(1), now);
+        assert_eq!(next(&mut uplink, &mut links, now), Some((1, 1)));
+        uplink.gone(&mut links[0], now);
+        assert_eq!((uplink.transfers, uplink.slow, uplink.handed), (1, 0, u64::from(PIECE)));
     }
 
     #[test]
-    fn the_uplink_is_bounded_in_all_and_per_peer() {
-        let policy = Policy { uplink_blocks: 3, peer_uplink_blocks: 2, ..Policy::default() };
-        let mut uplink = Uplink::new(4, Discipline::Serial, &policy);
-        let mut links = two_peers();
-        let given: Vec<u32> = std::iter::from_fn(|| uplink.next(&mut links, NOW)).map(|(peer, _)| peer.0).collect();
-        assert_eq!(given, [1, 1, 2]);
+    fn a_stalled_transfer_lets_others_by() {
+        let mut uplink = Uplink::new(&Policy::default());
+        let mut links = links(&[Kind::Kin, Kind::Kin]);
+        uplink.requested(&mut links[0], piece(0), at(0));
+        uplink.requested(&mut links[1], piece(1), at(0));
+        next(&mut uplink, &mut links, at(0)).unwrap();
+        assert_eq!(uplink.stalls_at(&links[0]), at(0) + STALL.0);
+        uplink.stalled(&mut links[0], at(100));
+        assert_eq!(next(&mut uplink, &mut links, at(100)), Some((1, 1)));
     }
 
     #[test]
-    fn a_stalled_peer_gives_its_share_back_until_it_moves() {
-        let policy = Policy { uplink_blocks: 2, peer_uplink_blocks: 2, ..Policy::default() };
-        let mut uplink = Uplink::new(4, Discipline::Serial, &policy);
-        let mut links = two_peers();
-        while uplink.next(&mut links, NOW).is_some() {}
-        assert_eq!(uplink.stalls_at(&links[&Peer(1)]), Some(NOW + policy.uplink_stall));
-        uplink.stalled(links.get_mut(&Peer(1)).unwrap());
-        assert_eq!(uplink.next(&mut links, NOW).unwrap().0, Peer(2));
-        uplink.sent(links.get_mut(&Peer(1)).unwrap(), NOW);
-        assert_eq!((uplink.in_flight, links[&Peer(1)].stalled), (2, false));
-        uplink.gone(&links[&Peer(1)]);
-        uplink.gone(&links[&Peer(2)]);
-        assert_eq!(uplink.in_flight, 0);
+    fn foreign_clients_take_turns_and_a_share_beside_kin() {
+        let mut uplink = Uplink::new(&Policy::default());
+        let mut links = links(&[Kind::Foreign, Kind::Foreign, Kind::Kin]);
+        for index in 0..20 {
+            uplink.requested(&mut links[0], block(0, index), at(0));
+            uplink.requested(&mut links[1], block(1, index), at(0));
+        }
+        let alone: Vec<usize> = std::iter::from_fn(|| next(&mut uplink, &mut links, at(0))).map(|(at, _)| at).collect();
+        assert_eq!(alone, [0, 1, 0, 1, 0, 1, 0, 1], "four blocks each");
+        uplink.requested(&mut links[2], piece(2), at(0));
+        assert_eq!(next(&mut uplink, &mut links, at(0)), Some((2, 2)));
+        uplink.sent(&mut links[0], BLOCK_BYTES, at(1));
+        assert_eq!(next(&mut uplink, &mut links, at(1)), None, "kin come first");
+        uplink.sent(&mut links[2], 3 * BLOCK_BYTES, at(1));
+        assert_eq!(next(&mut uplink, &mut links, at(1)), Some((0, 0)), "one block in four");
+        assert_eq!(next(&mut uplink, &mut links, at(1)), None);
     }
 
     #[test]
-    fn nobody_waits_longer_than_patience() {
-        let mut uplink = Uplink::new(4, Discipline::Serial, &Policy::default());
-        let mut links = two_peers();
-        uplink.begun = vec![9, 0, 0, 0];
-        links.get_mut(&Peer(1)).unwrap().waiting_since = NOW - Policy::default().uplink_patience;
-        assert_eq!(uplink.next(&mut links, NOW).unwrap().0, Peer(1));
+    fn a_cancel_takes_back_all_that_waits_within_it() {
+        let mut uplink = Uplink::new(&Policy::default());
+        let mut links = links(&[Kind::Kin]);
+        for index in 0..3 {
+            uplink.requested(&mut links[0], block(1, index), at(0));
+        }
+        let range = Block { length: 2 * BLOCK_BYTES, ..block(1, 1) };
+        assert_eq!(uplink.cancelled(&mut links[0], range), [block(1, 1), block(1, 2)]);
+        assert_eq!(uplink.queued, u64::from(BLOCK_BYTES));
+        assert_eq!(uplink.cancelled(&mut links[0], range), []);
+    }
+
+    #[test]
+    fn the_lead_follows_rate_and_latency() {
+        let mut uplink = Uplink::new(&Policy::default());
+        assert_eq!(uplink.lead(), 32 << 10);
+        uplink.rates.shared_by(1, at(0));
+        (1..=100).for_each(|step| uplink.rates.moved(1_000_000, at(step * 4)));
+        uplink.offer(PIECE);
+        uplink.answered(PIECE, Duration::from_millis(10));
+        let lead = uplink.lead();
+        assert!((4_900_000..5_100_000).contains(&lead), "{lead}");
+        assert_eq!(uplink.patience(), Duration::from_millis(100));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rackswarm_swarm::policy::ChokerKind;
 use rackswarm_swarm::{PieceSet, Policy, Shape, Why};
-use world::{Nature, World};
+use world::{Nature, Plan, World};
 
 const MEGABYTE: f64 = 1e6;
 const LONG: Duration = Duration::from_secs(3600);
@@ -25,13 +25,17 @@ fn policy(choker: ChokerKind) -> Policy {
 
 const BOTH: [ChokerKind; 2] = [ChokerKind::Cooperative, ChokerKind::TitForTat];
 
-/// Among honest nodes only these reasons to part are legal.
 fn assert_nobody_was_blamed(world: &World) {
+    assert_only_blamed(world, &[]);
+}
+
+/// Of honest nodes only these reasons to part are legal.
+fn assert_only_blamed(world: &World, guilty: &[usize]) {
     for (number, node) in world.nodes.iter().enumerate() {
         for (other, why) in &node.dropped {
             let polite =
                 matches!(why, Why::Duplicate | Why::BothComplete | Why::Displaced | Why::Full | Why::Ourselves);
-            assert!(polite, "node {number} dropped {other}: {why}");
+            assert!(polite || guilty.contains(other), "node {number} dropped {other}: {why}");
         }
     }
 }
@@ -44,7 +48,7 @@ fn every_size_of_swarm_completes_with_both_chokers() {
                 let mut world = World::new(shape(48, 4), leechers, MEGABYTE, &policy(choker), seed);
                 world.run(LONG);
                 assert_nobody_was_blamed(&world);
-                world.settle(Duration::from_secs(40));
+                world.settle(Duration::from_secs(15));
                 assert_eq!(world.unanswered(), 0, "every request is answered or refused");
             }
         }
@@ -55,7 +59,8 @@ fn every_size_of_swarm_completes_with_both_chokers() {
 fn the_same_seed_gives_the_same_trace() {
     for choker in BOTH {
         let trace = |seed| {
-            let mut world = World::new(shape(40, 4), 12, MEGABYTE, &policy(choker), seed);
+            let plan = Plan { traced: true, ..Plan::new(shape(40, 4), 12, MEGABYTE, &policy(choker), seed) };
+            let mut world = World::planned(plan);
             world.kill_at(Duration::from_secs(1), 3);
             world.nodes[5].nature = Nature::Liar { one_in: 3 };
             world.run(LONG);
@@ -112,7 +117,7 @@ fn liars_are_named_and_dropped_and_nothing_corrupt_counts() {
             let mut named = 0;
             for (number, node) in world.nodes.iter().enumerate() {
                 for (other, why) in &node.dropped {
-                    if let Why::CorruptPiece(_) = why {
+                    if let Why::CorruptPiece(_) | Why::CorruptSource(_) = why {
                         assert!([3, 8].contains(other), "node {number} blames honest {other} (seed {seed})");
                         named += 1;
                     }
@@ -127,20 +132,25 @@ fn liars_are_named_and_dropped_and_nothing_corrupt_counts() {
     }
 }
 
+/// Among our own kind a mute peer costs a node no more than the time that a
+/// transfer may stand still; among strangers one time-out, or with an end game
+/// nothing.
 #[test]
-fn a_mute_peer_costs_one_time_out_or_with_an_end_game_nothing() {
-    let time_out = Policy::default().request_timeout;
-    for choker in BOTH {
-        for (endgame_copies, at_least, at_most) in [(1, time_out, time_out * 2), (2, Duration::ZERO, time_out)] {
-            let full = || PieceSet::full(24);
-            let haves = vec![full(), full(), PieceSet::empty(24), PieceSet::empty(24)];
-            let policy = Policy { endgame_copies, ..policy(choker) };
-            let mut world = World::with(shape(24, 4), haves, MEGABYTE, &policy, 1);
-            world.nodes[1].nature = Nature::Mute;
-            world.run(LONG);
-            assert!(at_least <= world.now && world.now < at_most, "{choker:?} {endgame_copies}: {:?}", world.now);
-            assert_nobody_was_blamed(&world);
-        }
+fn a_mute_peer_costs_little() {
+    let policies = [
+        (ChokerKind::Cooperative, 2, Duration::from_millis(3_000)),
+        (ChokerKind::TitForTat, 2, Policy::default().request_timeout),
+        (ChokerKind::TitForTat, 1, Policy::default().request_timeout * 2),
+    ];
+    for (choker, endgame_copies, at_most) in policies {
+        let full = || PieceSet::full(24);
+        let haves = vec![full(), full(), PieceSet::empty(24), PieceSet::empty(24)];
+        let policy = Policy { endgame_copies, ..policy(choker) };
+        let mut world = World::with(shape(24, 4), haves, MEGABYTE, &policy, 1);
+        world.nodes[1].nature = Nature::Mute;
+        world.run(LONG);
+        assert!(world.now < at_most, "{choker:?} {endgame_copies}: {:?}", world.now);
+        assert_only_blamed(&world, &[1]);
     }
 }
 
@@ -168,8 +178,8 @@ fn a_frozen_seed_is_used_again_when_it_thaws() {
     for choker in BOTH {
         let mut world = World::new(shape(24, 4), 3, MEGABYTE / 10.0, &policy(choker), 1);
         world.run_while(Duration::from_secs(2), |_| true);
-        world.nodes[0].nature = Nature::Mute;
-        world.run_while(Duration::from_secs(50), |_| true);
+        world.freeze(0);
+        world.run_while(Duration::from_secs(15), |_| true);
         assert!(!world.is_finished());
         world.thaw(0);
         world.run(Duration::from_secs(200));
@@ -208,27 +218,4 @@ fn a_tracker_that_comes_back_is_enough() {
     assert!(!world.is_finished());
     world.revive_tracker();
     world.run(Duration::from_secs(300));
-}
-
-/// Prints what the policy of today costs; the bound only keeps it from
-/// getting much worse unnoticed.
-#[test]
-fn ten_nodes_stay_near_the_limit() {
-    for (choker, bound) in [(ChokerKind::Cooperative, 1.6), (ChokerKind::TitForTat, 3.0)] {
-        let shape = shape(512, 16);
-        let mut worst: f64 = 0.0;
-        for seed in 0..3 {
-            let mut world = World::new(shape, 10, 12.5 * MEGABYTE, &policy(choker), seed);
-            world.run(LONG);
-            let ratio = world.makespan() / world.limit(10);
-            let egress = world.nodes[0].engine.ledger().total().sent as f64 / shape.length() as f64;
-            println!(
-                "simulated {choker:?} N=10 seed {seed}: makespan {:.2} s = {ratio:.3} T*, seed egress {egress:.3} F, {} steps",
-                world.makespan(),
-                world.steps
-            );
-            worst = worst.max(ratio);
-        }
-        assert!(worst < bound, "{choker:?}: {worst}");
-    }
 }

@@ -1,13 +1,18 @@
-//! Blocks are asked for and come; pieces are judged.
+//! Blocks are asked for, of foreign clients one by one, and come; pieces are
+//! judged.
 
-use wire::peer::{BLOCK_BYTES, Block, Message};
+use wire::peer::{BLOCK_BYTES, Block, Message, RackMessage};
 
 use super::Engine;
 use crate::io::{Output, Peer, Why};
-use crate::picker::{Arrival, Forgotten, Place, Supply};
+use crate::peer::Kind;
+use crate::picker::{Arrival, Forgotten, Run, Supply};
+
+/// Places for pieces that foreign clients leave to kin.
+const KIN_PLACES: usize = 2;
 
 impl Engine {
-    /// Asks a peer for as much as its window allows.
+    /// Asks a foreign client for as much as its window allows.
     pub(super) fn refill(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let was_endgame = self.picker.is_endgame();
         self.request_more(peer, out);
@@ -16,39 +21,79 @@ impl Engine {
         }
     }
 
-    /// Something may have become available to anybody. Those that delivered
-    /// before go first, lest one mute peer's work falls to the next.
+    /// Something may have become available to any foreign client. Those that
+    /// delivered before go first, lest one mute peer's work falls to the next.
     pub(super) fn refill_all(&mut self, out: &mut Vec<Output>) {
+        if self.kin == self.links.len() {
+            return;
+        }
         for proven in [true, false] {
-            let alike = self.links.iter().filter(|(_, link)| link.is_proven() == proven);
-            let peers: Vec<Peer> = alike.map(|(peer, _)| *peer).collect();
+            let peers = self.links.peers(|link| link.kind == Kind::Foreign && link.is_proven() == proven);
             peers.into_iter().for_each(|peer| self.request_more(peer, out));
         }
     }
 
     fn request_more(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let mut forgotten = Vec::new();
-        while let Some(link) = self.links.get_mut(&peer) {
-            let window = link.window(self.policy.pipeline_blocks, self.picker.memory_blocks());
-            if link.wanted == 0 || link.outstanding.len() >= window {
+        let spare = if self.kin > 0 { KIN_PLACES } else { 0 };
+        while let Some(link) = self.links.get_mut(peer).filter(|link| link.kind == Kind::Foreign) {
+            if link.chokes_us {
+                return self.request_allowed(peer, out);
+            }
+            let window = link.window(self.policy.pipeline_blocks, self.picker.memory_blocks(), BLOCK_BYTES);
+            if link.wanted == 0 || link.owes_blocks() >= window {
                 break;
             }
-            let place = self.picker.pick(&link.asker(peer), &mut self.chance, &mut forgotten);
-            if let Some(place) = place {
-                if link.outstanding.is_empty() {
-                    link.owed_since = self.now;
-                }
-                link.outstanding.push(place);
-            }
+            let run = self.picker.pick(&link.asker(), spare, &mut self.chance, &mut forgotten);
             self.forget(&mut forgotten, out);
-            let Some(place) = place else { break };
-            self.wake(self.now + self.policy.request_timeout);
-            self.say(peer, Message::Request(self.shape.block(place.piece, place.index)), out);
+            let Some(run) = run else { break };
+            self.request(peer, run, out);
+        }
+    }
+
+    fn request(&mut self, peer: Peer, run: Run, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get_mut(peer) else { return };
+        if link.outstanding.is_empty() {
+            link.owed_since = self.now;
+        }
+        link.outstanding.push(run);
+        link.clock_request(run, self.now);
+        self.wake(self.now + self.policy.request_timeout);
+        self.say(peer, Message::Request(run.place(&self.shape)), out);
+    }
+
+    /// It chokes us, but some pieces it serves all the same (BEP 6).
+    fn request_allowed(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get(peer).filter(|link| link.outstanding.is_empty() && !link.snubbed) else {
+            return;
+        };
+        let allowed = link.foreign.as_ref().map(|foreign| foreign.allowed_to_us.clone()).unwrap_or_default();
+        let wanted = |piece: &u32| link.has.contains(*piece) && self.picker.can_take(&link.asker(), *piece);
+        let Some(piece) = allowed.into_iter().find(wanted) else { return };
+        let mut forgotten = Vec::new();
+        let runs = self.picker.take(&link.asker(), piece, &mut forgotten);
+        self.forget(&mut forgotten, out);
+        for run in runs {
+            (run.first..run.first + run.count).for_each(|index| self.request(peer, Run::one(piece, index), out));
+        }
+    }
+
+    pub(super) fn allowed_fast(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
+        /// More than any client allows.
+        const MOST: usize = 64;
+        let Some(link) = self.links.get_mut(peer).filter(|link| link.speaks.fast) else { return };
+        if piece >= self.shape.pieces() {
+            return self.drop_peer(peer, Why::BadPieceMap, out);
+        }
+        let Some(foreign) = &mut link.foreign else { return };
+        if foreign.allowed_to_us.len() < MOST && !foreign.allowed_to_us.contains(&piece) {
+            foreign.allowed_to_us.push(piece);
+            self.refill(peer, out);
         }
     }
 
     /// What was kept of pieces given up was received for nothing.
-    fn forget(&mut self, forgotten: &mut Vec<Forgotten>, out: &mut Vec<Output>) {
+    pub(super) fn forget(&mut self, forgotten: &mut Vec<Forgotten>, out: &mut Vec<Output>) {
         for Forgotten { piece, supply } in forgotten.drain(..) {
             self.spoil(&supply);
             out.push(Output::Forget(piece));
@@ -57,94 +102,131 @@ impl Engine {
 
     fn spoil(&mut self, supply: &Supply) {
         for (&peer, &bytes) in &supply.contributors {
-            if let Some((id, address)) = self.identity(peer) {
-                self.ledger.spoiled(id, address.ip(), bytes);
+            if let Some((party, _)) = self.identity(peer) {
+                self.ledger.spoiled(&party, bytes);
             }
         }
     }
 
     pub(super) fn arrived(&mut self, peer: Peer, block: Block, out: &mut Vec<Output>) {
-        let place = Place { piece: block.piece, index: block.offset / BLOCK_BYTES };
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        let (id, ip) = (link.id, link.address.ip());
+        let Some(at) = self.links.find(peer) else { return };
+        let party = self.party_of(&self.links[at]);
+        let run = Run::of(block, &self.shape);
+        let link = &mut self.links[at];
         link.heard = self.now;
-        let is_ours = self.shape.contains(block) && self.shape.block(place.piece, place.index) == block;
-        let asked = is_ours && link.settle(place);
-        let expected = asked || (is_ours && link.was_forgiven(place));
-        if !expected {
-            self.ledger.wasted(id, ip, block.length);
+        let asked = run.is_some_and(|run| link.settle(run));
+        let Some(run) = run.filter(|run| asked || link.was_forgiven(*run)) else {
+            self.ledger.wasted(&party, block.length);
             return self.drop_peer(peer, Why::Unsolicited(block), out);
-        }
+        };
+        let gap = self.now - link.owed_since;
         link.owed_since = self.now;
         link.snubbed = false;
-        let probe = link.probe.take().filter(|probe| *probe != place);
+        let probe = link.foreign.as_mut().and_then(|foreign| foreign.probe.take()).filter(|probe| *probe != run);
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.clear();
         // On parole only pieces of its own count, and those are still asked.
-        let arrival = if link.on_parole && !asked { Arrival::Wasted } else { self.picker.arrived(peer, place, asked) };
-        match arrival {
-            Arrival::Wasted => self.ledger.wasted(id, ip, block.length),
-            Arrival::Kept { also_asked, completes } => {
-                link.count_received(block.length);
-                self.ledger.kept(id, ip, block.length);
-                out.push(Output::Keep(peer, block));
-                if also_asked {
-                    self.cancel_everywhere(|owed| *owed == place, out);
-                }
-                if completes {
-                    out.push(Output::Verify(place.piece));
-                }
-            }
+        let arrival = if link.on_parole && !asked {
+            Arrival::default()
+        } else {
+            self.picker.arrived(peer, run, asked, &mut fresh)
+        };
+        link.count_received(run, block.length, self.now);
+        let is_kin = link.is_kin();
+        if is_kin && asked {
+            self.flow_moved(peer, run, gap, block.length);
+        }
+        let kept: u32 = fresh.iter().map(|run| run.place(&self.shape).length).sum();
+        self.ledger.kept(&party, kept);
+        self.ledger.wasted(&party, block.length - kept);
+        out.extend(fresh.iter().map(|run| Output::Keep(peer, run.place(&self.shape))));
+        if arrival.also_asked {
+            fresh.iter().for_each(|run| self.cancel_everywhere(*run, out));
+        }
+        self.fresh = fresh;
+        if arrival.completes {
+            out.push(Output::Verify(run.piece));
         }
         if let Some(probe) = probe {
-            self.say(peer, Message::Cancel(self.shape.block(probe.piece, probe.index)), out);
+            self.say(peer, Message::Cancel(probe.place(&self.shape)), out);
         }
-        self.refill(peer, out);
+        if !is_kin {
+            self.refill(peer, out);
+        }
+    }
+
+    /// A transfer from kin went on, or ended.
+    fn flow_moved(&mut self, peer: Peer, run: Run, gap: std::time::Duration, bytes: u32) {
+        self.downlink.moved(bytes, self.now);
+        // The first part waits for the sender's uplink.
+        if run.first > 0 {
+            self.gap = self.gap.max(gap).min(self.gap * 7 / 8 + gap / 4);
+        }
+        let Some(link) = self.links.get(peer) else { return };
+        if link.outstanding.is_empty() {
+            let took = self.now - link.asked_at;
+            self.piece_time = if self.piece_time.is_zero() { took } else { self.piece_time * 3 / 4 + took / 4 };
+            self.flows_changed();
+        }
     }
 
     /// Asks a snubbed peer for one block, as a request already forgiven: the
     /// block may come, and nobody counts on it.
     pub(super) fn probe(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(peer) else { return };
         link.owed_since = self.now;
         self.wake(self.now + self.policy.request_timeout);
-        let Some(link) = self.links.get_mut(&peer).filter(|link| !link.chokes_us && link.wanted > 0) else { return };
-        let Some(place) = self.picker.probe(&link.asker(peer)) else { return };
-        let earlier = link.probe.replace(place);
-        link.forgive(place);
+        let Some(link) = self.links.get_mut(peer).filter(|link| !link.chokes_us && link.wanted > 0) else { return };
+        let Some(run) = self.picker.probe(&link.asker()) else { return };
+        let Some(foreign) = &mut link.foreign else { return };
+        let earlier = foreign.probe.replace(run);
+        link.forgive(run);
         if let Some(earlier) = earlier {
-            self.say(peer, Message::Cancel(self.shape.block(earlier.piece, earlier.index)), out);
+            self.say(peer, Message::Cancel(earlier.place(&self.shape)), out);
         }
-        self.say(peer, Message::Request(self.shape.block(place.piece, place.index)), out);
+        self.say(peer, Message::Request(run.place(&self.shape)), out);
     }
 
     /// Takes requests back that are no longer needed from anybody, and gives
     /// those peers something else to do.
-    fn cancel_everywhere(&mut self, unneeded: impl Fn(&Place) -> bool, out: &mut Vec<Output>) {
+    fn cancel_everywhere(&mut self, unneeded: Run, out: &mut Vec<Output>) {
         let mut free = Vec::new();
-        for (peer, link) in &mut self.links {
-            let cancelled: Vec<Place> = link.outstanding.extract_if(.., |owed| unneeded(owed)).collect();
-            for place in cancelled {
-                link.forgive(place);
+        for link in self.links.iter_mut() {
+            let part_of = |owed: &mut Run| unneeded.covers(*owed);
+            let cancelled: Vec<Run> = link.outstanding.extract_if(.., part_of).collect();
+            for run in cancelled {
+                link.forgive(run);
                 link.said = self.now;
-                out.push(Output::Say(*peer, Message::Cancel(self.shape.block(place.piece, place.index))));
-                free.push(*peer);
+                out.push(Output::Say(link.peer, Message::Cancel(run.place(&self.shape))));
+                free.push(link.peer);
             }
         }
         free.dedup();
+        self.flows_changed();
         free.into_iter().for_each(|peer| self.request_more(peer, out));
     }
 
     /// Forgets what a peer owes us; it may still send it.
     pub(super) fn take_back(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(peer) else { return };
         let owed = std::mem::take(&mut link.outstanding);
-        owed.iter().for_each(|&place| link.forgive(place));
+        owed.iter().for_each(|&run| link.forgive(run));
         self.release(peer, &owed, out);
+        self.flows_changed();
     }
 
-    pub(super) fn release(&mut self, peer: Peer, owed: &[Place], out: &mut Vec<Output>) {
-        owed.iter().for_each(|&place| self.picker.released(place));
+    pub(super) fn release(&mut self, peer: Peer, owed: &[Run], out: &mut Vec<Output>) {
+        owed.iter().for_each(|&run| self.picker.released(run));
         let mut forgotten = self.picker.disowned(peer);
         self.forget(&mut forgotten, out);
+    }
+
+    pub(super) fn cancel_all_of(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let owed = self.links.get(peer).map(|link| link.outstanding.clone()).unwrap_or_default();
+        self.take_back(peer, out);
+        for run in owed {
+            self.say(peer, Message::Cancel(run.place(&self.shape)), out);
+        }
     }
 
     pub(super) fn verified(&mut self, piece: u32, out: &mut Vec<Output>) {
@@ -158,7 +240,8 @@ impl Engine {
         let supply = self.picker.succeeded(piece);
         self.praise(supply.contributors.keys().copied().collect());
         if came_otherwise {
-            self.cancel_everywhere(|owed| owed.piece == piece, out);
+            let whole = Run { piece, first: 0, count: self.shape.blocks(piece) };
+            self.cancel_everywhere(whole, out);
         }
         self.tell_everybody(piece, out);
         if self.have.is_full() {
@@ -166,12 +249,13 @@ impl Engine {
         } else if was_full {
             self.refill_all(out);
         }
+        self.offer_anew(out);
     }
 
     fn praise(&mut self, contributors: Vec<Peer>) {
         let alone = contributors.len() == 1;
         for peer in contributors {
-            let Some(link) = self.links.get_mut(&peer) else { continue };
+            let Some(link) = self.links.get_mut(peer) else { continue };
             self.book.praise(link.address);
             if alone {
                 link.on_parole = false;
@@ -179,25 +263,40 @@ impl Engine {
         }
     }
 
-    /// Peers that have the piece need not be told that we have it too.
+    /// Kin are told in any case: they schedule by it. Others only if they miss
+    /// the piece.
     fn tell_everybody(&mut self, piece: u32, out: &mut Vec<Output>) {
-        let peers: Vec<Peer> = self.links.keys().copied().collect();
-        for peer in peers {
-            let Some(link) = self.links.get_mut(&peer) else { continue };
-            if link.has.contains(piece) {
+        let inbound = if self.kin > 0 { self.inbound() } else { 0 };
+        let is_twin = self.twins.contains(piece);
+        let mut sated = Vec::new();
+        for link in self.links.iter_mut() {
+            let has = link.has.contains(piece);
+            if !has {
+                link.useful += 1;
+            } else if !is_twin {
                 link.wanted -= 1;
-                self.want(peer, out);
-            } else {
-                self.say(peer, Message::Have(piece), out);
             }
+            let message = match link.kind {
+                Kind::Kin if is_twin => continue,
+                Kind::Kin => RackMessage::Have { piece, inbound }.into(),
+                Kind::Unknown | Kind::Foreign if !has => Message::Have(piece),
+                Kind::Unknown | Kind::Foreign => {
+                    sated.extend((link.wanted == 0).then_some(link.peer));
+                    continue;
+                }
+            };
+            link.said = self.now;
+            out.push(Output::Say(link.peer, message));
         }
+        sated.into_iter().for_each(|peer| self.want(peer, out));
     }
 
     fn completed(&mut self, out: &mut Vec<Output>) {
-        self.herald.complete(self.now);
+        self.herald.complete(self.now.duration());
         self.due = self.now;
+        self.flows_changed();
         out.push(Output::Complete);
-        let full: Vec<Peer> = self.links.iter().filter(|(_, link)| link.has.is_full()).map(|(peer, _)| *peer).collect();
+        let full = self.links.peers(|link| link.has.is_full());
         full.into_iter().for_each(|peer| self.drop_peer(peer, Why::BothComplete, out));
     }
 
@@ -210,31 +309,56 @@ impl Engine {
         self.failed_pieces += 1;
         let supply = self.picker.failed(piece);
         self.spoil(&supply);
-        let mut contributors = supply.contributors.into_keys();
-        match (contributors.next(), contributors.next()) {
-            (Some(liar), None) => self.expose(liar, piece, out),
-            (first, second) => first.into_iter().chain(second).chain(contributors).for_each(|peer| {
-                if let Some(link) = self.links.get_mut(&peer) {
+        let contributors: Vec<Peer> = supply.contributors.into_keys().collect();
+        match contributors[..] {
+            [liar] => self.expose(liar, piece, out),
+            _ => contributors.into_iter().for_each(|peer| {
+                if let Some(link) = self.links.get_mut(peer) {
                     link.on_parole = true;
                     self.cancel_all_of(peer, out);
                 }
             }),
         }
         self.refill_all(out);
+        self.pull_orphans(out);
+    }
+
+    /// The hashes of blocks are known: only who sent the wrong ones is guilty,
+    /// and only those are fetched again.
+    pub(super) fn corrupt_blocks(&mut self, piece: u32, blocks: &[u32], out: &mut Vec<Output>) {
+        if !self.picker.awaits_verdict(piece) {
+            return;
+        }
+        self.failed_pieces += 1;
+        let count = self.shape.blocks(piece);
+        for &index in blocks.iter().filter(|index| **index < count) {
+            let supply = self.picker.failed_blocks(piece, &[index]);
+            self.spoil(&supply);
+            let block = self.shape.block(piece, index);
+            for liar in supply.contributors.into_keys() {
+                self.convict(liar, Why::CorruptBlock(block), out);
+            }
+        }
+        if self.picker.awaits_verdict(piece) {
+            // No block was named, or none that came from anybody.
+            let supply = self.picker.failed(piece);
+            self.spoil(&supply);
+            out.push(Output::Forget(piece));
+        }
+        self.refill_all(out);
+        self.pull_orphans(out);
     }
 
     fn expose(&mut self, liar: Peer, piece: u32, out: &mut Vec<Output>) {
-        if let Some((id, address)) = self.identity(liar) {
-            self.drop_peer(liar, Why::CorruptPiece(piece), out);
-            self.ban(id, address);
-        }
+        let others = self.links.iter().any(|link| link.peer != liar && link.has.contains(piece));
+        let why = if others { Why::CorruptPiece(piece) } else { Why::CorruptSource(piece) };
+        self.convict(liar, why, out);
     }
 
-    pub(super) fn cancel_all_of(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let owed = self.links.get(&peer).map(|link| link.outstanding.clone()).unwrap_or_default();
-        self.take_back(peer, out);
-        for place in owed {
-            self.say(peer, Message::Cancel(self.shape.block(place.piece, place.index)), out);
+    fn convict(&mut self, liar: Peer, why: Why, out: &mut Vec<Output>) {
+        if let Some((party, address)) = self.identity(liar) {
+            self.drop_peer(liar, why, out);
+            self.ban(party.id, address);
         }
     }
 }

@@ -1,61 +1,84 @@
-//! What peers say, and what we answer.
+//! What peers say.
 
-use wire::peer::{BLOCK_BYTES, Block, Message};
+use wire::peer::{Extended, Message, RackMessage};
 
 use super::Engine;
 use crate::io::{Output, Peer, Why};
+use crate::peer::Kind;
 use crate::pieceset::PieceSet;
 
 impl Engine {
     pub(super) fn said(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(peer) else { return };
         link.heard = self.now;
+        if link.is_kin() && link.snubbed {
+            // It lives. Whether it delivers is another matter: strikes stay.
+            link.snubbed = false;
+        }
         match message {
+            Message::Have(piece) => self.peer_has(peer, piece, None, out),
+            Message::Bitfield(bitfield) => self.peer_has_all_of(peer, &PieceSet::from(&bitfield), out),
             Message::HaveAll => self.peer_has_all_of(peer, &PieceSet::full(self.shape.pieces()), out),
-            Message::KeepAlive
-            | Message::HaveNone
-            | Message::Port(_)
-            | Message::Suggest(_)
-            | Message::Reject(_)
-            | Message::AllowedFast(_)
-            | Message::HashRequest(_)
-            | Message::Hashes(..)
-            | Message::HashReject(_)
-            | Message::Extended(_)
-            | Message::Unknown { .. } => {}
+            Message::HaveNone => self.peer_has_all_of(peer, &PieceSet::empty(self.shape.pieces()), out),
             Message::Choke => self.choked(peer, out),
             Message::Unchoke => self.unchoked(peer, out),
             Message::Interested => self.interested(peer, out),
             Message::NotInterested => link.wants_us = false,
-            Message::Have(piece) => self.peer_has(peer, piece, out),
-            Message::Bitfield(bitfield) => self.peer_has_all_of(peer, &PieceSet::from(&bitfield), out),
             Message::Request(block) => self.requested(peer, block, out),
-            Message::Cancel(block) => link.queue.retain(|queued| *queued != block),
+            Message::Cancel(block) => self.cancelled(peer, block, out),
+            Message::Reject(block) => self.rejected(peer, block, out),
+            Message::Suggest(piece) => self.suggested(peer, piece, out),
+            Message::AllowedFast(piece) => self.allowed_fast(peer, piece, out),
+            Message::Extended(extended) => self.said_extended(peer, extended, out),
+            Message::KeepAlive
+            | Message::Port(_)
+            | Message::HashRequest(_)
+            | Message::Hashes(..)
+            | Message::HashReject(_)
+            | Message::Unknown { .. } => {}
+        }
+    }
+
+    fn said_extended(&mut self, peer: Peer, extended: Extended, out: &mut Vec<Output>) {
+        match extended {
+            Extended::Handshake(handshake) => self.greeted(peer, *handshake, out),
+            Extended::Pex(pex) => self.heard_of(peer, &pex),
+            Extended::Rack(RackMessage::Have { piece, inbound }) => self.peer_has(peer, piece, Some(inbound), out),
+            Extended::Rack(RackMessage::Decline { piece, inbound }) => self.declined(peer, piece, inbound, out),
+            Extended::Rack(RackMessage::Lanes { claimed }) => self.claims_lanes(peer, claimed, out),
+            Extended::Metadata(_) | Extended::Unknown { .. } => {}
         }
     }
 
     pub(super) fn say(&mut self, peer: Peer, message: Message, out: &mut Vec<Output>) {
-        if let Some(link) = self.links.get_mut(&peer) {
+        if let Some(link) = self.links.get_mut(peer) {
             link.said = self.now;
             out.push(Output::Say(peer, message));
         }
     }
 
     /// Without the fast extension a choke takes every request back, but blocks
-    /// may still be under way.
+    /// may still be under way. With it each is still answered or rejected.
     fn choked(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.chokes_us = true;
-            link.probe = None;
+        self.is_foreign(peer, out);
+        let Some(link) = self.links.get_mut(peer) else { return };
+        link.chokes_us = true;
+        if let Some(foreign) = &mut link.foreign {
+            foreign.probe = None;
+        }
+        if !link.speaks.fast {
             self.take_back(peer, out);
             self.refill_all(out);
+            self.pull_orphans(out);
         }
     }
 
     fn unchoked(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        self.is_foreign(peer, out);
+        let Some(link) = self.links.get_mut(peer) else { return };
         link.chokes_us = false;
-        if link.snubbed && link.probe.is_none() {
+        let probed = link.foreign.as_ref().is_some_and(|foreign| foreign.probe.is_some());
+        if link.snubbed && !probed {
             self.probe(peer, out);
         } else {
             self.refill(peer, out);
@@ -63,94 +86,88 @@ impl Engine {
     }
 
     fn interested(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let unchoked = self.links.values().filter(|link| link.wants_us && !link.we_choke).count();
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        self.is_foreign(peer, out);
+        let unchoked =
+            self.links.iter().filter(|link| link.kind == Kind::Foreign && link.wants_us && !link.we_choke).count();
+        let Some(link) = self.links.get_mut(peer) else { return };
         link.wants_us = true;
+        self.wake(self.choker.deadline().into());
+        let Some(link) = self.links.get_mut(peer) else { return };
         if link.we_choke && self.choker.admits(unchoked) {
             link.we_choke = false;
             self.say(peer, Message::Unchoke, out);
         }
     }
 
-    fn peer_has(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
+    /// A piece more; kin say besides how much is on its way to them.
+    fn peer_has(&mut self, peer: Peer, piece: u32, inbound: Option<u8>, out: &mut Vec<Output>) {
         if piece >= self.shape.pieces() {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        if !link.has.insert(piece) {
-            return;
+        let Some(at) = self.links.find(peer) else { return };
+        if self.links[at].has.insert(piece) {
+            self.picker.add_holder(piece);
+            let wanted = self.wants(piece);
+            let useful = self.have.contains(piece);
+            let link = &mut self.links[at];
+            link.wanted += u32::from(wanted);
+            link.useful -= u32::from(useful);
+            if link.is_kin() {
+                let rack = link.rack;
+                self.seen_in_rack(rack, piece);
+            } else if wanted {
+                self.want(peer, out);
+                self.refill(peer, out);
+            }
+            if self.have.is_full() && self.links.get(peer).is_some_and(|link| link.has.is_full()) {
+                return self.drop_peer(peer, Why::BothComplete, out);
+            }
         }
-        self.picker.add_holder(piece);
-        if !self.have.contains(piece) {
-            link.wanted += 1;
-            self.want(peer, out);
-            self.refill(peer, out);
+        if let Some(inbound) = inbound {
+            self.has_room_after(peer, inbound, out);
         }
     }
 
-    fn peer_has_all_of(&mut self, peer: Peer, bitfield: &PieceSet, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        if link.bitfield_seen || bitfield.capacity() != self.shape.pieces() {
+    fn peer_has_all_of(&mut self, peer: Peer, pieces: &PieceSet, out: &mut Vec<Output>) {
+        let Some(at) = self.links.find(peer) else { return };
+        if self.links[at].map_seen || pieces.capacity() != self.shape.pieces() {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
-        link.bitfield_seen = true;
-        for piece in bitfield.iter().filter(|&piece| link.has.insert(piece)) {
-            self.picker.add_holder(piece);
-            link.wanted += u32::from(!self.have.contains(piece));
+        self.links[at].map_seen = true;
+        for piece in pieces.iter() {
+            let (wanted, useful) = (self.wants(piece), self.have.contains(piece));
+            let link = &mut self.links[at];
+            if link.has.insert(piece) {
+                self.picker.add_holder(piece);
+                link.wanted += u32::from(wanted);
+                link.useful -= u32::from(useful);
+            }
         }
-        if link.has.is_full() && self.have.is_full() {
+        if self.links[at].has.is_full() && self.have.is_full() {
             return self.drop_peer(peer, Why::BothComplete, out);
+        }
+        if self.links[at].is_kin() {
+            let rack = self.links[at].rack;
+            self.members_changed(rack);
+            return self.offer_anew(out);
         }
         self.want(peer, out);
         self.refill(peer, out);
     }
 
-    /// Says whether we want something, when that changed.
+    /// Whether this piece is to be fetched.
+    pub(super) fn wants(&self, piece: u32) -> bool {
+        !self.have.contains(piece) && !self.twins.contains(piece)
+    }
+
+    /// Says to a foreign client whether we want something, when that changed.
     pub(super) fn want(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
+        let Some(link) = self.links.get_mut(peer).filter(|link| link.kind == Kind::Foreign) else { return };
         let want = link.wanted > 0;
         if link.we_want != want {
             link.we_want = want;
             let message = if want { Message::Interested } else { Message::NotInterested };
             self.say(peer, message, out);
         }
-    }
-
-    fn requested(&mut self, peer: Peer, block: Block, out: &mut Vec<Output>) {
-        if !self.shape.contains(block) || block.length > BLOCK_BYTES {
-            return self.drop_peer(peer, Why::BadRequest(block), out);
-        }
-        if !self.have.contains(block.piece) {
-            return self.drop_peer(peer, Why::NotOffered(block.piece), out);
-        }
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        // The choke that refuses it is on its way already.
-        if link.we_choke || link.queue.contains(&block) {
-            return;
-        }
-        if link.queue.len() >= self.policy.max_queued_requests {
-            return self.drop_peer(peer, Why::TooManyRequests, out);
-        }
-        if link.queue.is_empty() {
-            link.waiting_since = self.now;
-        }
-        link.queue.push_back(block);
-        self.feed_uplink(out);
-    }
-
-    pub(super) fn feed_uplink(&mut self, out: &mut Vec<Output>) {
-        while let Some((peer, block)) = self.uplink.next(&mut self.links, self.now) {
-            out.push(Output::Send(peer, block));
-            self.wake(self.now + self.policy.uplink_stall);
-        }
-    }
-
-    pub(super) fn sent(&mut self, peer: Peer, block: Block, out: &mut Vec<Output>) {
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        link.said = self.now;
-        link.count_sent(block.length);
-        self.ledger.sent(link.id, link.address.ip(), block.length);
-        self.uplink.sent(link, self.now);
-        self.feed_uplink(out);
     }
 }

@@ -5,25 +5,33 @@ use std::time::Duration;
 
 use wire::peer::{Message, PeerId};
 
-use super::Engine;
-use crate::io::{Output, Peer, Side, Why};
+use super::{Departed, Engine};
+use crate::io::{Output, Peer, Side, Speaks, Why};
+use crate::ledger::Party;
 use crate::peer::Link;
 
 /// A connection this young is not displaced: it had no time to say what it
 /// wants.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// Departed peers whose names are kept, to name a liar that left before the
-/// hash was known.
+/// Departed peers whose names are kept.
 const DEPARTED: usize = 64;
 
 impl Engine {
     pub(super) fn found(&mut self, peers: &[SocketAddr]) {
-        self.book.found(peers, self.now);
+        self.book.found(peers, self.now.duration());
         self.due = self.now;
     }
 
-    pub(super) fn connected(&mut self, peer: Peer, side: Side, address: SocketAddr, id: PeerId, out: &mut Vec<Output>) {
+    pub(super) fn connected(
+        &mut self,
+        peer: Peer,
+        side: Side,
+        address: SocketAddr,
+        id: PeerId,
+        speaks: Speaks,
+        out: &mut Vec<Output>,
+    ) {
         if side == Side::Outbound {
             self.book.connected(address, id);
         }
@@ -31,18 +39,33 @@ impl Engine {
             if side == Side::Outbound {
                 match why {
                     Why::Ourselves | Why::Banned => self.book.bar(address),
-                    _ => self.book.failed(address, self.now, &mut self.chance),
+                    _ => self.book.failed(address, self.now.duration(), &mut self.chance),
                 }
             }
             self.due = self.now;
             return out.push(Output::Drop(peer, why));
         }
-        self.ids.insert(id, peer);
-        self.links.insert(peer, Link::new(id, address, side, self.shape.pieces(), self.now));
-        if !self.have.is_empty() {
+        let mut link = Link::new(peer, id, address, side, speaks, self.shape.pieces(), self.now);
+        link.useful = self.have.count();
+        self.links.insert(link);
+        self.introduce_ourselves(peer, speaks, out);
+        self.wake(self.now + self.policy.kin_keep_alive.min(self.policy.silence));
+    }
+
+    /// What we have comes first (BEP 3, BEP 6), then what we are.
+    fn introduce_ourselves(&mut self, peer: Peer, speaks: Speaks, out: &mut Vec<Output>) {
+        if speaks.fast && self.have.is_full() {
+            self.say(peer, Message::HaveAll, out);
+        } else if !self.have.is_empty() {
             self.say(peer, Message::Bitfield(self.have.to_bitfield()), out);
+        } else if speaks.fast {
+            self.say(peer, Message::HaveNone, out);
         }
-        self.wake(self.now + self.policy.keep_alive.min(self.policy.silence));
+        if speaks.extended {
+            self.greet(peer, out);
+        } else {
+            self.allow_fast(peer, out);
+        }
     }
 
     /// Why a new connection cannot stay. Makes room for it if that is all
@@ -54,16 +77,15 @@ impl Engine {
         if self.banned.contains(&id) {
             return Some(Why::Banned);
         }
-        if let Some(&other) = self.ids.get(&id) {
-            let other_side = self.links.get(&other).map_or(side, |link| link.side);
+        if let Some((other, other_side)) = self.links.iter().find(|link| link.id == id).map(|l| (l.peer, l.side)) {
             if !self.outlives(side, other_side, id) {
                 return Some(Why::Duplicate);
             }
             self.drop_peer(other, Why::Duplicate, out);
         }
         if self.links.len() >= self.policy.max_peers {
-            let settled = |link: &Link| link.is_idle() && link.since + SETTLING <= self.now;
-            let Some(idle) = self.links.iter().find(|(_, link)| settled(link)).map(|(peer, _)| *peer) else {
+            let settled = |link: &&Link| link.is_idle() && link.since + SETTLING <= self.now;
+            let Some(idle) = self.links.iter().find(settled).map(|link| link.peer) else {
                 return Some(Why::Full);
             };
             self.drop_peer(idle, Why::Displaced, out);
@@ -86,23 +108,39 @@ impl Engine {
 
     /// Forgets a connection; what it owed is asked of others.
     pub(super) fn remove(&mut self, peer: Peer, out: &mut Vec<Output>) -> bool {
-        let Some(mut link) = self.links.remove(&peer) else { return false };
-        self.ids.remove(&link.id);
-        if self.departed.len() == DEPARTED {
-            self.departed.pop_front();
-        }
-        self.departed.push_back((peer, link.id, link.address));
+        let Some(mut link) = self.links.remove(peer) else { return false };
+        self.departs(&link);
         self.picker.remove_holders(&link.has);
-        self.uplink.gone(&link);
+        self.withdraw_offer(&mut link);
+        self.uplink.gone(&mut link, self.now);
         if link.side == Side::Outbound {
-            self.book.failed(link.address, self.now, &mut self.chance);
+            self.book.failed(link.address, self.now.duration(), &mut self.chance);
+        }
+        if link.is_kin() {
+            self.kin -= 1;
+            self.members_changed(link.rack);
         }
         let owed = std::mem::take(&mut link.outstanding);
         self.release(peer, &owed, out);
+        self.flows_changed();
         self.refill_all(out);
+        self.pull_orphans(out);
         self.feed_uplink(out);
         self.due = self.now;
         true
+    }
+
+    fn departs(&mut self, link: &Link) {
+        if self.departed.len() == DEPARTED {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(Departed {
+            peer: link.peer,
+            address: link.address,
+            listened_at: link.listens_at(),
+            at: self.now,
+            party: self.party_of(link),
+        });
     }
 
     pub(super) fn ban(&mut self, id: PeerId, address: SocketAddr) {
@@ -110,9 +148,15 @@ impl Engine {
         self.book.bar(address);
     }
 
+    /// Who a connection is, for the ledger.
+    pub(super) fn party_of(&self, link: &Link) -> Party {
+        Party { id: link.id, ip: link.ip(), rack: self.racks.name(link.rack).filter(|_| link.is_kin()).cloned() }
+    }
+
     /// Who a connection is or was.
-    pub(super) fn identity(&self, peer: Peer) -> Option<(PeerId, SocketAddr)> {
-        let gone = || self.departed.iter().find(|(key, _, _)| *key == peer).map(|(_, id, at)| (*id, *at));
-        self.links.get(&peer).map(|link| (link.id, link.address)).or_else(gone)
+    pub(super) fn identity(&self, peer: Peer) -> Option<(Party, SocketAddr)> {
+        let gone = || self.departed.iter().find(|gone| gone.peer == peer);
+        let here = self.links.get(peer).map(|link| (self.party_of(link), link.address));
+        here.or_else(|| gone().map(|gone| (gone.party.clone(), gone.address)))
     }
 }

@@ -1,0 +1,164 @@
+//! What kin offer us: one transfer at a time fills our downlink, or as many
+//! as it takes, and the next is accepted when one is about to end.
+
+use std::time::Duration;
+
+use wire::peer::{BLOCK_BYTES, Block, Message, RackMessage};
+
+use super::Engine;
+use super::offers::SIXTEENTHS;
+use crate::io::{Output, Peer, Why};
+use crate::peer::Link;
+use crate::picker::Run;
+use crate::time::Time;
+
+/// Transfers from kin at once, whatever the downlink takes.
+const MAX_FLOWS: usize = 8;
+
+/// A transfer that brings nothing for this long does not count as filling the
+/// downlink, and others are accepted beside it.
+const STALE: Duration = Duration::from_millis(250);
+
+impl Engine {
+    pub(super) fn suggested(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
+        if piece >= self.shape.pieces() {
+            return self.drop_peer(peer, Why::BadPieceMap, out);
+        }
+        let Some(link) = self.links.get(peer).filter(|link| link.is_kin()) else { return };
+        let willing = self.wants(piece) && self.has_room() && self.picker.can_take(&link.asker(), piece);
+        if !willing || !self.fetch(peer, piece, out) {
+            let inbound = self.inbound();
+            self.say(peer, RackMessage::Decline { piece, inbound }.into(), out);
+        }
+    }
+
+    /// Requests all of a piece that is missing; false when that is nothing.
+    pub(super) fn fetch(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) -> bool {
+        let mut forgotten = Vec::new();
+        let Some(link) = self.links.get(peer) else { return false };
+        let runs = self.picker.take(&link.asker(), piece, &mut forgotten);
+        self.forget(&mut forgotten, out);
+        let any = !runs.is_empty();
+        runs.into_iter().for_each(|run| self.request_run(peer, run, out));
+        self.flows_changed();
+        any
+    }
+
+    pub(super) fn request_run(&mut self, peer: Peer, run: Run, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get_mut(peer) else { return };
+        if link.outstanding.is_empty() {
+            link.owed_since = self.now;
+            link.asked_at = self.now;
+        }
+        link.outstanding.push(run);
+        let longest = (link.max_request / BLOCK_BYTES).max(1);
+        self.wake(self.now + self.kin_patience());
+        for first in (run.first..run.first + run.count).step_by(longest as usize) {
+            let count = longest.min(run.first + run.count - first);
+            let block: Block = Run { first, count, ..run }.place(&self.shape);
+            self.say(peer, Message::Request(block), out);
+        }
+    }
+
+    /// Kin that are sending to us.
+    pub(super) fn flows(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| link.is_kin() && !link.outstanding.is_empty())
+    }
+
+    fn is_stale(&self, link: &Link) -> bool {
+        link.owed_since + self.stale_after() <= self.now
+    }
+
+    fn stale_after(&self) -> Duration {
+        STALE.max(2 * self.gap)
+    }
+
+    fn bytes_left(link: &Link) -> u64 {
+        link.owes_blocks() as u64 * u64::from(BLOCK_BYTES)
+    }
+
+    fn slack(&self) -> u64 {
+        u64::from(self.shape.piece_length()) * u64::from(self.policy.accept_sixteenths) / u64::from(SIXTEENTHS)
+    }
+
+    fn fills(&self, link: &Link) -> bool {
+        Self::bytes_left(link) > self.slack() && !self.is_stale(link)
+    }
+
+    fn has_room(&self) -> bool {
+        let (mut busy, mut all) = (0, 0);
+        for link in self.flows() {
+            busy += usize::from(self.fills(link));
+            all += 1;
+        }
+        let filling = self.downlink.filling();
+        busy < filling && all < (filling + 2).min(MAX_FLOWS)
+    }
+
+    /// How much is on its way to us before the next piece can begin, in
+    /// sixteenths of a piece; 0 when nothing is.
+    pub(super) fn inbound(&self) -> u8 {
+        let filling = self.downlink.filling();
+        let mut left = [u64::MAX; MAX_FLOWS];
+        let (mut all, mut busy) = (0, 0);
+        for link in self.flows() {
+            all += 1;
+            busy += usize::from(self.fills(link));
+            let bytes = Self::bytes_left(link);
+            let at = left.partition_point(|other| *other <= bytes);
+            if at < MAX_FLOWS {
+                left[at..].rotate_right(1);
+                left[at] = bytes;
+            }
+        }
+        if all == 0 {
+            return 0;
+        }
+        if busy < filling {
+            return 1;
+        }
+        // The next may begin when one of those that fill the link ends.
+        let first_end = left[busy.saturating_sub(filling).min(MAX_FLOWS - 1)];
+        let sixteenth = u64::from(self.shape.piece_length() / SIXTEENTHS).max(1);
+        u8::try_from(first_end / sixteenth + 1).unwrap_or(u8::MAX)
+    }
+
+    /// A transfer began or ended.
+    pub(super) fn flows_changed(&mut self) {
+        let flows = self.flows().count();
+        self.downlink.shared_by(flows, self.now);
+        let dry = !self.have.is_full() && flows == 0;
+        match self.dry_since {
+            None if dry => {
+                self.dry_since = Some(self.now);
+                self.wake(self.starves_at());
+            }
+            Some(_) if !dry => self.dry_since = None,
+            _ => {}
+        }
+    }
+
+    /// How long one of our own kind may owe us without sending anything.
+    pub(super) fn kin_patience(&self) -> Duration {
+        self.policy.kin_timeout.max(3 * self.piece_time).max(4 * self.gap)
+    }
+
+    /// When we ask for ourselves because nobody offers.
+    pub(super) fn starves_at(&self) -> Time {
+        let patience = if self.piece_time.is_zero() {
+            self.policy.starving
+        } else {
+            self.policy.starving.min((4 * self.piece_time).max(Duration::from_millis(50)))
+        };
+        let stale = self.stale_after();
+        // What is owed but does not come feeds nobody either.
+        let since = match self.dry_since {
+            Some(since) => Some(since),
+            None => self.flows().map(|link| link.owed_since + stale).max(),
+        };
+        match since {
+            Some(since) if !self.have.is_full() && self.kin > 0 => since + patience,
+            _ => Time::MAX,
+        }
+    }
+}
