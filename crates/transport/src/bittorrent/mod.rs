@@ -1,11 +1,13 @@
 //! BitTorrent (BEP 3) over TCP around the pure `swarm::Engine`.
 //!
-//! The way of a block: [`connection`] reads it off a socket and hands it to
-//! [`drive`], the one task of a swarm, which asks the engine and puts the block
-//! into its piece; a whole piece is hashed and written on a blocking thread and
-//! becomes readable in [`store`], from which other peers are served.
-//! [`announcer`] asks trackers, [`listener`] accepts for all swarms of the
-//! process.
+//! The way of a payload: [`reading`] lets it come from its socket straight into
+//! its piece, for which [`pool`] has the memory, and tells [`drive`], the one
+//! task of a swarm, which asks the engine. A whole piece is hashed and written
+//! on a blocking thread ([`checking`]) and can then be read in [`store`], from
+//! whose file [`writing`] sends it to others, as much at a time as [`pace`] has
+//! measured to be right. [`announcer`] asks trackers, [`listener`] accepts for
+//! all swarms of the process, [`services`] answers what the engine need not
+//! know, and [`magnet`] gets a torrent from its peers.
 
 mod announcer;
 mod checking;
@@ -14,6 +16,7 @@ mod doubts;
 mod download;
 mod drive;
 mod listener;
+mod magnet;
 mod pace;
 mod packing;
 mod pool;
@@ -27,6 +30,7 @@ mod writing;
 
 pub use download::{Download, FetchJob};
 pub use listener::{Limits, Listener};
+pub use magnet::{MagnetJob, fetch_metainfo};
 pub use progress::{Cause, Dropped, Progress};
 pub use seeder::{Published, Seeder};
 pub use store::{MIN_MEMORY_BYTES, Storage};
