@@ -128,6 +128,7 @@ pub struct Manifest {
     v1: Option<InfoHash>,
     v2: Option<InfoHashV2>,
     content_id: [u8; 32],
+    pieces_root: Option<[u8; 32]>,
     leaves: Leaves,
 }
 
@@ -175,8 +176,24 @@ impl Manifest {
         let zero_pieces = pieces.zeros(&ZeroHashes::new(size_bytes, piece_size_bytes));
         let twins = pieces.twins(&zero_pieces, !size_bytes.is_multiple_of(u64::from(piece_size_bytes)));
         let content_id = content_id(size_bytes, piece_size_bytes, &pieces);
-        let leaves = Leaves::default();
-        Ok(Self { name, size_bytes, piece_size_bytes, digest, pieces, zero_pieces, twins, v1, v2, content_id, leaves })
+        let pieces_root = match &pieces {
+            PieceHashes::Roots(roots) => Some(FileTree::new(size_bytes, piece_size_bytes).root(roots)),
+            PieceHashes::Sha1(_) => None,
+        };
+        Ok(Self {
+            name,
+            size_bytes,
+            piece_size_bytes,
+            digest,
+            pieces,
+            zero_pieces,
+            twins,
+            v1,
+            v2,
+            content_id,
+            pieces_root,
+            leaves: Leaves::default(),
+        })
     }
 
     /// Reads `manifest.json`.
@@ -365,10 +382,7 @@ impl Manifest {
     /// for a version 1 torrent.
     #[must_use]
     pub fn pieces_root(&self) -> Option<[u8; 32]> {
-        match &self.pieces {
-            PieceHashes::Roots(roots) => Some(self.tree().root(roots)),
-            PieceHashes::Sha1(_) => None,
-        }
+        self.pieces_root
     }
 
     /// What to ask a peer for to learn the leaves of a piece; nothing for a
@@ -408,7 +422,8 @@ impl Manifest {
     /// The answer to a peer's hash request, proof included. `leaves_of` is asked
     /// for the [leaves](crate::leaf_hashes) of a piece where they are needed: the
     /// caller reads and hashes it, if it has it. `None` where the request is to
-    /// be rejected.
+    /// be rejected, as one is that would have more than 16 MiB read (or one
+    /// piece, if that is larger).
     pub fn hashes(
         &self,
         range: &HashRange,
@@ -420,6 +435,10 @@ impl Manifest {
             return None;
         }
         let piece_layer = tree.piece_layer();
+        let leaves_wanted = u64::from(range.length) << range.base_layer;
+        if range.base_layer < piece_layer && leaves_wanted > MAX_LEAVES_READ.max(1 << piece_layer) {
+            return None;
+        }
         // One piece's leaves serve all nodes below its root.
         let mut last: Option<(u32, Vec<[u8; 32]>)> = None;
         let mut node = |layer: u32, index: u64| -> Option<[u8; 32]> {
@@ -464,6 +483,9 @@ impl Manifest {
         &self.content_id
     }
 }
+
+/// Blocks that a peer can make us read and hash with one request: 16 MiB.
+const MAX_LEAVES_READ: u64 = 1024;
 
 fn leaves_in(piece_length: u32) -> u32 {
     piece_length.div_ceil(merkle::LEAF_BYTES)

@@ -22,8 +22,11 @@ use crate::hash::{PieceHasher, Wanted, is_zero, sha256};
 use crate::manifest::{Manifest, PieceHashes, VerifiedPiece};
 use crate::{Error, PieceSet, Progress, spans, sparse};
 
-/// Pieces that [`DiskSink::finish`] reads again, besides the first and the last.
-const SAMPLED_PIECES: u64 = 16;
+/// Pieces that [`DiskSink::finish`] reads again, besides the first and the last:
+/// one of so many, within these limits. Reading and hashing them costs about a
+/// hundredth of what the whole image costs.
+const SAMPLED_ONE_OF: u64 = 128;
+const SAMPLED_PIECES: std::ops::RangeInclusive<u64> = 4..=16;
 
 /// Sectors at the end of a disk that a backup GPT takes: 32 of entries and the
 /// header (UEFI 2.10, 5.3.1) for 512-byte sectors; fewer for larger ones.
@@ -108,6 +111,7 @@ impl DiskSink {
             Some(Errno::BUSY) => Error::Busy(path.to_owned()),
             _ => opened(error),
         })?;
+        // The blocks of a file stay in the page cache, which serves them to others; see decision 14.
         let direct = if block_device { Direct::open(path) } else { None };
         Self::of_file(file, path, direct, manifest)
     }
@@ -305,18 +309,28 @@ impl DiskSink {
         if self.block_device { error } else { error.or_no_space(folder, self.manifest.payload_bytes()) }
     }
 
+    /// Long runs of zeros become holes of a file, the rest is written.
     fn write(&self, piece: &VerifiedPiece) -> io::Result<()> {
-        let (bytes, offset) = (piece.bytes(), piece.offset());
+        let fresh = self.fresh.load(Ordering::Relaxed);
+        let runs = if self.block_device { sparse::whole(piece.bytes()) } else { sparse::long_runs(piece.bytes()) };
+        for (range, zero) in runs {
+            let offset = piece.offset() + range.start as u64;
+            if !zero {
+                self.write_run(&piece.bytes()[range], offset)?;
+            } else if !fresh {
+                sparse::zero_range(&self.file, offset..offset + range.len() as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_run(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if let Some(direct) = &self.direct
             && direct.write(bytes, offset)?
         {
             return Ok(());
         }
-        match (self.block_device, self.fresh.load(Ordering::Relaxed)) {
-            (true, _) => self.file.write_all_at(bytes, offset)?,
-            (false, true) => sparse::write_into_hole(&self.file, offset, bytes)?,
-            (false, false) => sparse::write_over(&self.file, offset, bytes)?,
-        }
+        self.file.write_all_at(bytes, offset)?;
         // Starts writing back at once (the pages are dirty, so they stay and can be served): memory does not fill with
         // dirty pages, a machine that loses power resumes with nearly all that it had, and the final sync is short.
         let _ = rustix::fs::fadvise(&self.file, offset, NonZero::new(bytes.len() as u64), Advice::DontNeed);
@@ -450,7 +464,8 @@ fn runs(set: &PieceSet) -> Vec<Range<u32>> {
 /// First, last and some others, ascending. The choice must not be guessable by
 /// a device, only repeatable, so a hash of the seed serves as chance.
 fn sample(piece_count: u32, seed: u64) -> Vec<u32> {
-    let mut sample: Vec<u32> = (0..SAMPLED_PIECES)
+    let draws = (u64::from(piece_count) / SAMPLED_ONE_OF).clamp(*SAMPLED_PIECES.start(), *SAMPLED_PIECES.end());
+    let mut sample: Vec<u32> = (0..draws)
         .map(|draw| {
             let hash = sha256(&[seed.to_le_bytes(), draw.to_le_bytes()].concat());
             let (head, _) = hash.as_chunks::<8>();

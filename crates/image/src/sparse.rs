@@ -41,17 +41,15 @@ pub(crate) fn write_into_hole(file: &File, offset: u64, bytes: &[u8]) -> io::Res
     Ok(())
 }
 
-/// Writes over old content of a regular file, with holes for long runs of zeros.
-pub(crate) fn write_over(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    for (range, zero) in runs(bytes, PUNCH_AT_LEAST_BYTES) {
-        let at = offset + range.start as u64;
-        if zero {
-            zero_range(file, at..at + range.len() as u64)?;
-        } else {
-            file.write_all_at(&bytes[range], at)?;
-        }
-    }
-    Ok(())
+/// The runs of data and of zeros long enough to be worth a hole, as `true`.
+pub(crate) fn long_runs(bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
+    runs(bytes, PUNCH_AT_LEAST_BYTES).collect()
+}
+
+/// Everything as one run of data: zeros cost a device that is no file more in
+/// requests than they save in bytes.
+pub(crate) fn whole(bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
+    vec![(0..bytes.len(), false)]
 }
 
 /// Makes a range read as zeros, by the cheapest way the file or device has.
@@ -143,18 +141,6 @@ mod tests {
         file.read_exact_at(&mut content, 0).unwrap();
         assert!(is_zero(&content[1000..700_000]));
         assert!(content[..1000].iter().chain(&content[700_000..]).all(|&b| b == 0xff));
-    }
-
-    #[test]
-    fn writing_over_old_content_leaves_exactly_the_new_bytes() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&vec![0xff; 1 << 20], 0).unwrap();
-        let mut bytes = vec![0; 1 << 20];
-        bytes[400_000] = 7;
-        write_over(&file, 0, &bytes).unwrap();
-        let mut content = vec![1; 1 << 20];
-        file.read_exact_at(&mut content, 0).unwrap();
-        assert_eq!(content, bytes);
     }
 
     #[test]
