@@ -61,19 +61,14 @@ pub const QUIRKS: &[Quirk] = &[
         source: "https://github.com/DMTF/Redfishtool/pull/106: the mode falls back to its default unless it is sent along, by design of the vendor",
     },
     Quirk {
-        sign: Sign::Product("sushy emulator"),
+        sign: Sign::Product("redvirt service"),
         effect: Effect::OnceBecomesContinuous,
-        source: "read back from sushy-tools 2.2.0 on libvirt (crates/power/tests/sushy.rs): `Once` is answered with 204 and stored as `Continuous`",
+        source: "read back from sushy-tools 2.2.0 on libvirt (crates/power/tests/vm_libvirt.rs): `Once` is answered with 204 and stored as `Continuous`",
     },
     Quirk {
-        sign: Sign::Product("sushy emulator"),
+        sign: Sign::Product("redvirt service"),
         effect: Effect::BasicOnly,
-        source: "sushy-tools 2.2.0 has no SessionService (crates/power/tests/sushy.rs)",
-    },
-    Quirk {
-        sign: Sign::Vendor("kubevirt"),
-        effect: Effect::OnceBecomesContinuous,
-        source: "https://github.com/kubevirtbmc/kubevirtbmc/issues/165",
+        source: "sushy-tools 2.2.0 has no SessionService (crates/power/tests/vm_libvirt.rs)",
     },
 ];
 
@@ -230,7 +225,7 @@ mod tests {
         assert!(bare.has(Effect::RepeatBootMode));
         let system = Facts::of_root(&json!({})).with_system(&json!({"Manufacturer": "Supermicro", "Model": null}));
         assert!(system.has(Effect::RepeatBootMode) && !system.has(Effect::BasicOnly));
-        let sushy = Facts::of_root(&json!({"Product": "Sushy Emulator"}));
+        let sushy = Facts::of_root(&json!({"Name": "Redvirt Service"}));
         assert!(sushy.has(Effect::OnceBecomesContinuous) && sushy.has(Effect::BasicOnly));
     }
 

@@ -178,7 +178,8 @@ impl Redfish {
             }
         }
         let section = system["Boot"].clone();
-        if section.get("BootSourceOverrideTarget").is_none() {
+        let names = ["BootSourceOverrideTarget", "BootSourceOverrideEnabled"];
+        if names.iter().all(|name| section.get(name).is_none()) {
             return Err(Error::refused(
                 &self.target(),
                 format!(
