@@ -1,36 +1,42 @@
-//! Runs a scenario without the command line: `cargo run --example quick FILE [SEED]`.
+//! Runs a scenario without the whole command line, for work on the engine:
+//! `cargo run --release -p rackswarm-sim --example quick -- FILE [SEED]`.
+
+use std::error::Error;
+use std::path::Path;
 use std::time::Instant;
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let file = args.next().expect("a scenario");
-    let seed = args.next().map_or(1, |s| s.parse().expect("a seed"));
-    let scenario = rackswarm_sim::Scenario::load(std::path::Path::new(&file)).unwrap_or_else(|e| panic!("{e}"));
+
+use rackswarm_sim::{Sample, Scenario};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let file = arguments.next().ok_or("name a scenario file")?;
+    let seed = arguments.next().map_or(Ok(1), |seed| seed.parse())?;
+    let scenario = Scenario::load(Path::new(&file))?;
     let begun = Instant::now();
-    let r = rackswarm_sim::run(&scenario, seed, &mut |_| true).unwrap_or_else(|e| panic!("{e}"));
+    let report = rackswarm_sim::run(&scenario, seed, &mut |_: &Sample| true)?;
     let wall = begun.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let hwm = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or("").to_owned();
+    let memory = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    let over = |nanos: u64| nanos as f64 / report.bound as f64;
     println!(
-        "{file}: ratio {:.4} median {:.4} makespan {:.3} s t* {:.3} bound {:.3} seed {:.4} rack {:.4} wasted {:.5} unfinished {} messages {} events {} steps {} active {} wall {:.2} {}\n  drops {:?} said {:?}\n  violations {} {:#?}\ntrace: {}",
-        r.ratio(),
-        r.median as f64 / r.bound as f64,
-        r.makespan as f64 / 1e9,
-        r.t_star as f64 / 1e9,
-        r.bound as f64 / 1e9,
-        r.seed_copies(),
-        r.rack_copies(),
-        r.wasted_share(),
-        r.unfinished,
-        r.messages,
-        r.events,
-        r.steps,
-        r.peak_active_bytes,
-        wall,
-        hwm,
-        r.drops,
-        r.messages_by_kind,
-        r.violation_count,
-        r.violations,
-        r.trace
+        "{file} seed {seed}: ratio {:.4}, median {:.4}, makespan {:.3} s of {:.3} s",
+        report.ratio(),
+        over(report.median),
+        report.makespan as f64 / 1e9,
+        report.bound as f64 / 1e9
     );
+    println!(
+        "  seed copies {:.4}, rack copies {:.4}, wasted {:.5}, unfinished {}, unverified {} bytes",
+        report.seed_copies(),
+        report.rack_copies(),
+        report.wasted_share(),
+        report.unfinished,
+        report.peak_active_bytes
+    );
+    println!("  {} events, {} steps, {wall:.2} s, {memory}", report.events, report.steps);
+    println!("  said {:?}", report.messages_by_kind);
+    println!("  dropped {:?}", report.drops);
+    report.violations.iter().for_each(|sentence| println!("  VIOLATION {sentence}"));
+    println!("trace: {}", report.trace);
+    Ok(())
 }

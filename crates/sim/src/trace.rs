@@ -4,7 +4,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 use swarm::Output;
-use wire::peer::{Block, Message};
+use wire::peer::{Block, Extended, Message, RackMessage};
 
 /// Words gathered before they are hashed together.
 const BUFFER_BYTES: usize = 1 << 16;
@@ -69,6 +69,15 @@ impl Trace {
         match message {
             Message::Have(piece) => self.pair(6, *piece),
             Message::Request(block) => self.block(7, 0, *block),
+            Message::Suggest(piece) => self.pair(9, *piece),
+            Message::Extended(Extended::Rack(RackMessage::Have { piece, inbound })) => {
+                self.pair(10, *piece);
+                self.word((*inbound).into());
+            }
+            Message::Extended(Extended::Rack(RackMessage::Decline { piece, inbound })) => {
+                self.pair(11, *piece);
+                self.word((*inbound).into());
+            }
             rare => {
                 self.word(8);
                 self.text(&format!("{rare:?}"));

@@ -1,7 +1,7 @@
 //! The end of a run: what must hold then, and the figures.
 
 use super::node::{Brain, Life, Node};
-use super::{SETTLED_NODES, World};
+use super::{KINDS, SETTLED_NODES, World};
 use crate::net::Network;
 use crate::plan::bound;
 use crate::report::{NodeReport, Report, Sample};
@@ -159,7 +159,7 @@ impl<N: Network> World<N> {
             payload: world.payload_arrived,
             wasted: world.wasted(),
             messages: passed.messages,
-            messages_by_kind: world.said.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            messages_by_kind: messages_by_kind(&world.said),
             message_bytes: passed.message_bytes,
             peak_active_bytes: world.peak_active,
             events: world.events,
@@ -186,4 +186,9 @@ impl<N: Network> World<N> {
             wasted: node.arrived.saturating_sub(node.kept),
         }
     }
+}
+
+fn messages_by_kind(counts: &[u64; KINDS.len()]) -> Vec<(String, u64)> {
+    let said = KINDS.iter().zip(counts).filter(|(_, count)| **count > 0);
+    said.map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
 }

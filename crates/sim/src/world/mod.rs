@@ -104,7 +104,7 @@ pub(crate) struct World<N> {
     samples: Vec<Sample>,
     drops: BTreeMap<String, u64>,
     /// Messages by kind.
-    said: BTreeMap<&'static str, u64>,
+    said: [u64; KINDS.len()],
     unfair: u64,
     violations: Vec<String>,
     violation_count: u64,
@@ -125,10 +125,8 @@ impl<N: Network> World<N> {
             self.happen(event);
             if self.samples.len() > sampled {
                 sampled = self.samples.len();
-                if let Some(sample) = self.samples.last() {
-                    if !progress(sample) {
-                        break;
-                    }
+                if self.samples.last().is_some_and(|sample| !progress(sample)) {
+                    break;
                 }
             }
         }
@@ -506,7 +504,7 @@ impl<N: Network> World<N> {
         if self.nodes[number as usize].is_ours() {
             self.check_said(number, peer, &message);
         }
-        *self.said.entry(name_of(&message)).or_default() += 1;
+        self.said[kind_of_message(&message)] += 1;
         let route = self.route(link, end);
         self.net.say(route, message, &mut self.agenda);
     }
@@ -623,11 +621,10 @@ impl<N: Network> World<N> {
         let receiver = &mut self.nodes[route.to as usize];
         receiver.arrived += bytes;
         receiver.settle(peer.0, block);
-        if self.net.ports().is_between_racks(route.from, route.to) {
-            if let Some(rack) = self.scenario.rack_of(route.to) {
-                self.rack_in[rack as usize] += bytes;
-                self.nodes[route.to as usize].carried += bytes;
-            }
+        let crosses = self.net.ports().is_between_racks(route.from, route.to);
+        if let Some(rack) = self.scenario.rack_of(route.to).filter(|_| crosses) {
+            self.rack_in[rack as usize] += bytes;
+            self.nodes[route.to as usize].carried += bytes;
         }
         let bad = self.bad_blocks(route.from, block);
         self.step(route.to, Input::Arrived(peer, block), Some((block, bad)));
@@ -860,20 +857,34 @@ fn kind_of(why: &Why) -> String {
     text.split(['(', ' ']).next().unwrap_or(&text).to_owned()
 }
 
-/// What a message is called in the figures.
-fn name_of(message: &Message) -> &'static str {
+/// What messages are called in the figures.
+const KINDS: [&str; 11] = [
+    "have",
+    "request",
+    "suggest",
+    "reject",
+    "cancel",
+    "have with backlog",
+    "decline",
+    "lanes",
+    "peer exchange",
+    "choking and interest",
+    "others",
+];
+
+fn kind_of_message(message: &Message) -> usize {
     match message {
-        Message::Have(_) => "have",
-        Message::Request(_) => "request",
-        Message::Suggest(_) => "suggest",
-        Message::Reject(_) => "reject",
-        Message::Cancel(_) => "cancel",
-        Message::Extended(Extended::Rack(RackMessage::Have { .. })) => "rack have",
-        Message::Extended(Extended::Rack(RackMessage::Decline { .. })) => "decline",
-        Message::Extended(Extended::Rack(_)) => "lanes",
-        Message::Extended(Extended::Pex(_)) => "pex",
-        Message::Choke | Message::Unchoke | Message::Interested | Message::NotInterested => "choking and interest",
-        _ => "other",
+        Message::Have(_) => 0,
+        Message::Request(_) => 1,
+        Message::Suggest(_) => 2,
+        Message::Reject(_) => 3,
+        Message::Cancel(_) => 4,
+        Message::Extended(Extended::Rack(RackMessage::Have { .. })) => 5,
+        Message::Extended(Extended::Rack(RackMessage::Decline { .. })) => 6,
+        Message::Extended(Extended::Rack(RackMessage::Lanes { .. })) => 7,
+        Message::Extended(Extended::Pex(_)) => 8,
+        Message::Choke | Message::Unchoke | Message::Interested | Message::NotInterested => 9,
+        _ => 10,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::units::Nanos;
 
 /// What decides for a node.
 pub(crate) enum Brain {
-    Ours(Engine),
+    Ours(Box<Engine>),
     Foreign(Box<Foreign>),
 }
 

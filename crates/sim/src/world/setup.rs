@@ -8,7 +8,7 @@ use swarm::{Engine, PieceSet, Setup, Shape};
 use wire::peer::{PeerId, RackName};
 
 use super::node::{Brain, Node};
-use super::{IMAGE, World, engine_seed};
+use super::{IMAGE, KINDS, World, engine_seed};
 use crate::agenda::{Agenda, Event, Slab};
 use crate::chance::{Stream, below, draw};
 use crate::foreign::Foreign;
@@ -72,7 +72,7 @@ impl<N: Network> World<N> {
             finished: 0,
             samples: Vec::new(),
             drops: BTreeMap::new(),
-            said: BTreeMap::new(),
+            said: [0; KINDS.len()],
             unfair: 0,
             violations: Vec::new(),
             violation_count: 0,
@@ -208,7 +208,8 @@ pub(super) fn brain<N: Network>(world: &World<N>, number: u32, life: u32, have: 
     setup.twins = world.twin_set.clone();
     setup.private = true;
     setup.rack = world.rack_name(number);
-    Brain::Ours(Engine::new(node.id, setup, world.policy.clone(), engine_seed(world.seed, number, life)))
+    let engine = Engine::new(node.id, setup, world.policy.clone(), engine_seed(world.seed, number, life));
+    Brain::Ours(Box::new(engine))
 }
 
 fn content(scenario: &Scenario, shape: Shape, seed: u64) -> Content {

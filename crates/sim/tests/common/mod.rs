@@ -1,4 +1,6 @@
-//! Scenarios for the tests.
+//! Scenarios for the tests. Not every test uses all of it.
+
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 
