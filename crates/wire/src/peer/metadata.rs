@@ -4,13 +4,16 @@ use bytes::Bytes;
 
 use super::PeerError;
 use crate::bencode::{Dictionary, Value};
-use crate::metainfo::MAX_METAINFO_BYTES;
+use crate::metainfo::MAX_PIECES;
 
 /// Bytes of every part of the info dictionary but the last.
 pub const METADATA_PIECE_BYTES: u32 = 16 * 1024;
 
-/// Largest info dictionary that is fetched from peers, in bytes.
-pub const MAX_METADATA_BYTES: u32 = MAX_METAINFO_BYTES as u32;
+/// Largest info dictionary that is fetched from peers, in bytes: the version 1
+/// hashes of most pieces, and room for the rest. Nothing vouches for it until
+/// it is whole, so it may not be as large as a torrent file with its piece
+/// layers, which never travel this way.
+pub const MAX_METADATA_BYTES: u32 = MAX_PIECES * 20 + (64 << 10);
 
 /// The dictionary before the bytes of a part.
 const MAX_HEAD_BYTES: usize = 1024;
