@@ -105,6 +105,8 @@ pub(crate) struct Link {
     /// When it will have room for another piece, as far as we know.
     pub(crate) free_at: Time,
     declined: [u32; DECLINED],
+    /// Offers declined in a row.
+    pub(crate) declines: u8,
 
     pub(crate) foreign: Option<Box<Foreign>>,
     /// What one of ours said while we did not cooperate.
@@ -229,6 +231,7 @@ impl Link {
             offer: None,
             free_at: Time::ZERO,
             declined: [u32::MAX; DECLINED],
+            declines: 0,
             foreign: Some(Box::default()),
             hello: None,
         }

@@ -124,7 +124,7 @@ impl Engine {
             }
         }
         if let Some(inbound) = inbound {
-            self.has_room_after(peer, inbound, out);
+            self.has_news(peer, inbound, out);
         }
     }
 

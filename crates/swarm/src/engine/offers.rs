@@ -186,7 +186,7 @@ impl Engine {
         let bytes = self.shape.piece_bytes(piece);
         self.uplink.answered(bytes, self.now - offer.at);
         link.free_at = link.free_at.max(self.now) + self.uplink.time_for(bytes.into());
-        link.strikes = 0;
+        link.declines = 0;
         let rack = link.rack;
         if rack != self.racks.mine {
             self.seen_in_rack(rack, piece);
@@ -199,20 +199,41 @@ impl Engine {
         if let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) {
             self.uplink.answered(self.shape.piece_bytes(piece), self.now - offer.at);
             self.offering.sends_not(piece);
-            if inbound == 0 || link.free_at + patience < self.now {
+            if link.free_at + patience < self.now {
                 link.forget_declined();
             }
             link.decline(piece);
         }
-        self.has_room_after(peer, inbound, out);
+        self.has_room_after(peer, inbound);
+        self.rest_after_declines(peer);
+        self.make_offers(out);
+    }
+
+    /// Who declines again and again is asked less and less often.
+    fn rest_after_declines(&mut self, peer: Peer) {
+        let pause = self.uplink.time_for(u64::from(self.shape.piece_length())).max(Duration::from_millis(2)) / 32;
+        let Some(link) = self.links.get_mut(peer) else { return };
+        let declines = link.declines.saturating_sub(1).min(10);
+        link.declines = link.declines.saturating_add(1);
+        if declines > 0 {
+            link.free_at = link.free_at.max(self.now + pause * (1 << declines));
+        }
     }
 
     fn piece_patience(&self) -> Duration {
         4 * self.uplink.time_for(self.shape.piece_length().into())
     }
 
-    /// A neighbour told how much is on its way to it.
-    pub(super) fn has_room_after(&mut self, peer: Peer, inbound: u8, out: &mut Vec<Output>) {
+    /// A neighbour has a piece more, and told how much is on its way to it.
+    pub(super) fn has_news(&mut self, peer: Peer, inbound: u8, out: &mut Vec<Output>) {
+        if let Some(link) = self.links.get_mut(peer) {
+            link.declines = 0;
+        }
+        self.has_room_after(peer, inbound);
+        self.make_offers(out);
+    }
+
+    fn has_room_after(&mut self, peer: Peer, inbound: u8) {
         let sixteenth = u64::from(self.shape.piece_length() / SIXTEENTHS);
         let wait = self.uplink.time_for(u64::from(inbound) * sixteenth);
         let Some(link) = self.links.get_mut(peer).filter(|link| link.is_kin()) else { return };
@@ -220,12 +241,10 @@ impl Engine {
         if self.offering.barren_until > self.now {
             let lead = self.uplink.lead();
             let useful = self.links.get(peer).is_some_and(|link| self.could_take(link, lead));
-            if !useful {
-                return;
+            if useful {
+                self.offering.barren_until = Time::ZERO;
             }
-            self.offering.barren_until = Time::ZERO;
         }
-        self.make_offers(out);
     }
 
     /// An offer that nobody answered: the peer is left alone until it speaks.
