@@ -56,7 +56,7 @@ impl Network {
     ) -> JoinHandle<()> {
         let path = format!("/run/netns/{}", self.hosts[host - 1]);
         thread::spawn(move || {
-            setns(&File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            setns(File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
         })
     }
