@@ -19,7 +19,7 @@ use wire::metainfo::Metainfo;
 use crate::output::say;
 use crate::parse;
 use crate::swarming::create::{self, Form};
-use crate::swarming::tracker::{self, Server};
+use crate::swarming::tracker::{Knowledge, Server};
 use crate::swarming::{self, Behaviour, Listen, PEER_PORT, Signals, TRACKER_PORT};
 
 /// How often peers announce themselves to our tracker.
@@ -44,9 +44,8 @@ pub(crate) struct Arguments {
     /// given again
     #[arg(long = "announce", value_name = "URL")]
     announce: Vec<String>,
-    /// Which addresses are in which rack (TOML), so that an image enters each rack once
-    #[arg(long, value_name = "FILE")]
-    topology: Option<PathBuf>,
+    #[command(flatten)]
+    knowledge: Knowledge,
     #[command(flatten)]
     form: Form,
     /// Memory for serving
@@ -85,22 +84,24 @@ async fn seed(arguments: &Arguments) -> Result<ExitCode> {
     };
     signals.next().await;
     served.seeder.close().await;
+    if let Some(tracker) = served.tracker {
+        tracker.close().await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Everything that runs until a signal comes.
 struct Serving {
     seeder: Seeder,
-    _tracker: Option<Server>,
+    tracker: Option<Server>,
 }
 
 async fn begin(arguments: &Arguments) -> Result<Serving> {
     let tracker = track(arguments).await?;
     let at = tracker.as_ref().map_or(arguments.listen.ip, |tracker| tracker.address().ip());
     let reachable = addresses::reachable(at)?;
-    let port = tracker.as_ref().map(|tracker| tracker.address().port());
-    let own: Vec<String> =
-        port.map(|port| reachable.iter().map(|ip| announce_url(*ip, port)).collect()).unwrap_or_default();
+    let url_of = |tracker: &Server| -> Vec<String> { reachable.iter().map(|ip| tracker.url(*ip)).collect() };
+    let own = tracker.as_ref().map(url_of).unwrap_or_default();
     let told = if arguments.announce.is_empty() { own.clone() } else { arguments.announce.clone() };
 
     let (metainfo, manifest, source) = hashed(arguments, told).await?;
@@ -118,22 +119,22 @@ async fn begin(arguments: &Arguments) -> Result<Serving> {
     let asked = if own.is_empty() { arguments.announce.clone() } else { own.into_iter().take(1).collect() };
     seeder.publish_torrent(manifest, Some(&metainfo), Arc::new(source), asked)?;
     say(described(arguments, &metainfo, &reachable, listener.address()))?;
-    Ok(Serving { seeder, _tracker: tracker })
+    Ok(Serving { seeder, tracker })
 }
 
 async fn track(arguments: &Arguments) -> Result<Option<Server>> {
     let usual = Listen { ip: arguments.listen.ip, port: None };
     match arguments.tracker_listen.unwrap_or(TrackerListen::At(usual)) {
-        TrackerListen::At(listen) => {
-            let tracker = tracker::new(arguments.topology.as_deref(), INTERVAL)?;
-            Ok(Some(Server::bind(listen.address(TRACKER_PORT), tracker).await?))
-        }
+        TrackerListen::At(listen) => Ok(Some(arguments.knowledge.open(listen.address(TRACKER_PORT), INTERVAL).await?)),
         TrackerListen::Nowhere => {
             ensure!(
                 !arguments.announce.is_empty(),
                 "--tracker-listen none needs --announce: nobody would find the seed"
             );
-            ensure!(arguments.topology.is_none(), "--topology is for the tracker: give it to `rackswarm track`");
+            ensure!(
+                arguments.knowledge.topology.is_none(),
+                "--topology is for the tracker: give it to `rackswarm track`"
+            );
             Ok(None)
         }
     }
@@ -150,10 +151,6 @@ async fn hashed(arguments: &Arguments, announce: Vec<String>) -> Result<(Metainf
     })
     .await
     .context("a thread ended unexpectedly; please report this")?
-}
-
-fn announce_url(ip: IpAddr, port: u16) -> String {
-    format!("http://{}/announce", SocketAddr::new(ip, port))
 }
 
 /// What the person at the terminal needs; the last line says that everything runs.

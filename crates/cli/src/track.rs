@@ -1,6 +1,5 @@
 //! `rackswarm track`: only the tracker, for torrents that others seed.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::output::say;
-use crate::swarming::tracker::{self, Server};
+use crate::swarming::tracker::Knowledge;
 use crate::swarming::{self, Listen, Signals, TRACKER_PORT, torrent};
 
 /// What to track, and where.
@@ -20,9 +19,8 @@ pub(crate) struct Arguments {
     /// Where the tracker listens
     #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0")]
     listen: Listen,
-    /// Which addresses are in which rack (TOML), so that an image enters each rack once
-    #[arg(long, value_name = "FILE")]
-    topology: Option<PathBuf>,
+    #[command(flatten)]
+    knowledge: Knowledge,
     /// How often peers announce themselves
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     interval: u64,
@@ -40,12 +38,12 @@ async fn track(arguments: &Arguments) -> Result<ExitCode> {
         swarms.push(torrent::read(place).await?);
     }
     let interval = Duration::from_secs(arguments.interval);
-    let tracker = tracker::new(arguments.topology.as_deref(), interval)?;
-    let server = Server::bind(arguments.listen.address(TRACKER_PORT), tracker).await?;
+    let server = arguments.knowledge.open(arguments.listen.address(TRACKER_PORT), interval).await?;
     for metainfo in &swarms {
         server.register(metainfo);
     }
     say(format!("ready: tracking {} torrent(s) on {}", swarms.len(), server.address()))?;
     signals.next().await;
+    server.close().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,7 @@ pub(super) fn check(destination: &Path) -> Result<()> {
     let Some(metadata) = look(destination)? else {
         let folder = folder_of(destination);
         ensure!(
-            !destination.starts_with("/dev"),
+            !destination.starts_with("/dev") || destination.starts_with("/dev/shm"),
             "{} is not there: is the device's name right? (`lsblk` lists them)",
             destination.display()
         );

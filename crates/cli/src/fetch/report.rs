@@ -8,6 +8,7 @@ use image::DiskSink;
 use serde::Serialize;
 use swarm::ledger::Account;
 use transport::bittorrent::Download;
+use transport::usage;
 
 /// The object that `--json` prints.
 #[derive(Debug, Serialize)]
@@ -81,8 +82,8 @@ impl Report {
             peers: numbers.peers,
             links: links.collect(),
             dropped: dropped(download).await,
-            cpu_seconds: cpu_seconds(),
-            peak_memory_bytes: peak_memory_bytes().unwrap_or(0),
+            cpu_seconds: usage::cpu_seconds(),
+            peak_memory_bytes: usage::peak_memory_bytes().unwrap_or(0),
         })
     }
 
@@ -110,29 +111,4 @@ async fn dropped(download: &Download) -> Vec<Dropped> {
     let named: BTreeMap<String, String> =
         all.iter().map(|dropped| (dropped.address.to_string(), dropped.cause.to_string())).collect();
     named.into_iter().map(|(address, why)| Dropped { address, why }).collect()
-}
-
-/// User and system time of this process.
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kibibytes << 10)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_process_has_used_cpu_and_memory() {
-        assert!(cpu_seconds() > 0.0);
-        assert!(peak_memory_bytes().unwrap() > 1 << 20);
-    }
 }

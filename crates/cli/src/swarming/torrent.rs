@@ -26,12 +26,16 @@ pub(crate) async fn read(place: &str) -> Result<Metainfo> {
 /// The trackers that can be asked; says what is left out.
 pub(crate) fn trackers(announce: &[String], knows_peers: bool) -> Vec<String> {
     let (usable, other): (Vec<String>, Vec<String>) =
-        announce.iter().cloned().partition(|url| url.to_ascii_lowercase().starts_with("http://"));
+        announce.iter().cloned().partition(|url| is_usable(&url.to_ascii_lowercase()));
     if usable.is_empty() && !knows_peers {
         let named = if other.is_empty() { "no tracker".to_owned() } else { format!("only {}", other.join(", ")) };
         tracing::warn!("the torrent names {named}: peers must be given with --peer, or come to us");
     }
     usable
+}
+
+fn is_usable(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("udp://")
 }
 
 fn from_file(path: &str) -> Result<Vec<u8>> {

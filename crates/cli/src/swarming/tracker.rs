@@ -1,104 +1,73 @@
-//! The tracker of one process, over HTTP (BEP 3, BEP 48).
+//! The tracker of one process.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
-use axum::extract::{ConnectInfo, RawQuery, State};
-use axum::routing::get;
+use clap::Args;
 use swarm::tracker::{Topology, Tracker, TrackerPolicy};
-use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
-use wire::announce::{AnnounceRequest, Answer, decode_scrape_query, encode_scrape};
+use transport::tracker::{TrackerDoors, TrackerServer};
 use wire::metainfo::Metainfo;
 
-/// A tracker that answers until it is dropped.
+/// What a tracker knows and keeps.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Knowledge {
+    /// Which addresses are in which rack (TOML), so that an image enters each rack once
+    #[arg(long, value_name = "FILE")]
+    pub(crate) topology: Option<PathBuf>,
+    /// Keep the tracker's lists of peers in this file, over restarts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tracker_memory: Option<PathBuf>,
+}
+
+impl Knowledge {
+    /// Opens a tracker for HTTP and for UDP on the same address.
+    pub(crate) async fn open(&self, address: SocketAddr, interval: Duration) -> Result<Server> {
+        let policy = TrackerPolicy { interval, ..TrackerPolicy::default() };
+        let mut tracker = Tracker::new(policy, rand::random());
+        if let Some(path) = &self.topology {
+            tracker = tracker.with_topology(topology(path)?);
+        }
+        // With port 0 the two would be two different ports, of which only one could be told.
+        let udp = (address.port() != 0).then_some(address);
+        let doors = TrackerDoors { http: Some(address), udp, memory: self.tracker_memory.clone() };
+        let server = TrackerServer::bind(doors, Arc::new(Mutex::new(tracker))).await?;
+        Ok(Server { address: server.http().unwrap_or(address), server })
+    }
+}
+
+fn topology(path: &Path) -> Result<Topology> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the topology {}", path.display()))?;
+    Topology::from_toml(&text).with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// A tracker that answers until it is closed.
 pub(crate) struct Server {
     address: SocketAddr,
-    shared: Arc<Shared>,
-    _task: AbortOnDropHandle<()>,
-}
-
-struct Shared {
-    tracker: Mutex<Tracker>,
-    began: Instant,
-}
-
-/// A tracker that knows the racks of this file.
-pub(crate) fn new(topology: Option<&Path>, interval: Duration) -> Result<Tracker> {
-    let tracker = Tracker::new(TrackerPolicy { interval, ..TrackerPolicy::default() }, rand::random());
-    let Some(path) = topology else { return Ok(tracker) };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the topology {}", path.display()))?;
-    let topology = Topology::from_toml(&text).with_context(|| format!("{} cannot be used", path.display()))?;
-    Ok(tracker.with_topology(topology))
+    server: TrackerServer,
 }
 
 impl Server {
-    pub(crate) async fn bind(address: SocketAddr, tracker: Tracker) -> Result<Self> {
-        let socket = TcpListener::bind(address).await;
-        let socket = socket.with_context(|| format!("cannot track on {address}: choose another address"))?;
-        let address = socket.local_addr()?;
-        let shared = Arc::new(Shared { tracker: Mutex::new(tracker), began: Instant::now() });
-        let router = Router::new().route("/announce", get(announce)).route("/scrape", get(scrape));
-        let router = router.with_state(Arc::clone(&shared));
-        let service = router.into_make_service_with_connect_info::<SocketAddr>();
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(socket, service).await {
-                tracing::error!(%error, "the tracker ended");
-            }
-        });
-        Ok(Self { address, shared, _task: AbortOnDropHandle::new(task) })
-    }
-
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// The announce address for nodes that reach this machine by `ip`.
+    pub(crate) fn url(&self, ip: IpAddr) -> String {
+        format!("http://{}/announce", SocketAddr::new(ip, self.address.port()))
+    }
+
     /// Serves this torrent, by the hash of either version.
     pub(crate) fn register(&self, metainfo: &Metainfo) {
-        let mut tracker = self.shared.tracker();
+        let mut tracker = self.server.service().tracker();
         for info_hash in [metainfo.v1(), metainfo.v2().map(|hash| hash.truncated())].into_iter().flatten() {
             tracker.register(info_hash);
         }
     }
-}
 
-impl Shared {
-    fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) async fn close(self) {
+        self.server.close().await;
     }
-
-    fn answer(&self, query: &str, remote: IpAddr) -> (Answer, bool) {
-        match AnnounceRequest::decode_query(query) {
-            Err(error) => (Answer::Failure(error.to_string()), true),
-            Ok(request) => {
-                let taken = self.tracker().announce(self.began.elapsed(), &request, remote.to_canonical());
-                let answer = taken.map_or_else(|refusal| Answer::Failure(refusal.to_string()), Answer::Peers);
-                (answer, request.compact)
-            }
-        }
-    }
-}
-
-async fn announce(
-    State(shared): State<Arc<Shared>>,
-    ConnectInfo(remote): ConnectInfo<SocketAddr>,
-    RawQuery(query): RawQuery,
-) -> Vec<u8> {
-    let (answer, compact) = shared.answer(&query.unwrap_or_default(), remote.ip());
-    answer.encode(compact).unwrap_or_default()
-}
-
-async fn scrape(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Vec<u8> {
-    let now = shared.began.elapsed();
-    let mut tracker = shared.tracker();
-    let mut wanted = decode_scrape_query(&query.unwrap_or_default()).unwrap_or_default();
-    if wanted.is_empty() {
-        wanted = tracker.torrents().copied().collect();
-    }
-    let found: Vec<_> = wanted.into_iter().filter_map(|hash| Some((hash, tracker.scrape(now, &hash)?))).collect();
-    encode_scrape(&found).unwrap_or_default()
 }

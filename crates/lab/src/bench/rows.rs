@@ -143,7 +143,8 @@ pub struct Row {
 #[must_use]
 pub fn all() -> Vec<Row> {
     let ten = Task::ten();
-    let racks = Task { name: "racks", plan: fabric(5, 10, 20 * MBIT, 40 * MBIT), bytes: 32 * MIB, ..ten };
+    let plan = fabric(5, 10, 20 * MBIT, 40 * MBIT);
+    let racks = Task { name: "racks", plan, bytes: 32 * MIB, piece_bytes: 128 * KIB, ..ten };
     vec![
         Row {
             id: "a",
@@ -164,7 +165,13 @@ pub fn all() -> Vec<Row> {
         Row {
             id: "c",
             what: "makespan over T*, 230 nodes, 10 racks, 5 Mbit/s, 32 MiB",
-            tasks: vec![Task { name: "many", plan: fabric(10, 23, 5 * MBIT, 0), bytes: 32 * MIB, ..ten }],
+            tasks: vec![Task {
+                name: "many",
+                plan: fabric(10, 23, 5 * MBIT, 0),
+                bytes: 32 * MIB,
+                piece_bytes: 128 * KIB,
+                ..ten
+            }],
             figure: |session| session.ours("many", |run| run.over_best),
             required: 1.15,
             aim: 1.06,
