@@ -200,6 +200,15 @@ pub struct PolicyChanges {
     pub request_timeout: Option<Span>,
     /// A peer silent for this long is dropped.
     pub silence: Option<Span>,
+    /// Another transfer is accepted when so many sixteenths of a piece are
+    /// left of the one under way.
+    pub accept_sixteenths: Option<u32>,
+    /// Bytes left to send below which the next piece is offered.
+    pub lead: Option<Size>,
+    /// A node that receives nothing for this long asks for a piece.
+    pub starving: Option<Span>,
+    /// One of our own kind that owes a piece this long loses the request.
+    pub kin_timeout: Option<Span>,
 }
 
 /// A choker's name.
@@ -537,6 +546,10 @@ impl Scenario {
         set(&mut policy.active_bytes, changes.active.map(|size| size.0));
         set(&mut policy.request_timeout, changes.request_timeout.map(duration));
         set(&mut policy.silence, changes.silence.map(duration));
+        set(&mut policy.accept_sixteenths, changes.accept_sixteenths);
+        set(&mut policy.lead_bytes, changes.lead.map(|size| size.0));
+        set(&mut policy.starving, changes.starving.map(duration));
+        set(&mut policy.kin_timeout, changes.kin_timeout.map(duration));
         policy
     }
 

@@ -323,7 +323,7 @@ impl<N: Network> World<N> {
 
     /// `arrived` is the block of an `Arrived`, and which of its blocks are
     /// wrong.
-    fn step(&mut self, number: u32, input: Input, mut arrived: Option<(Block, Vec<u32>)>) {
+    fn step(&mut self, number: u32, input: Input, arrived: Option<(Block, Vec<u32>)>) {
         let mut out = std::mem::take(&mut self.out);
         self.steps += 1;
         let now = self.now();
@@ -331,18 +331,18 @@ impl<N: Network> World<N> {
         self.nodes[number as usize].brain.step(now, input, &mut out);
         for output in out.drain(..) {
             self.trace.output(&output);
-            self.perform(number, output, &mut arrived);
+            self.perform(number, output, arrived.as_ref());
         }
         self.out = out;
         self.arm(number);
     }
 
-    fn perform(&mut self, number: u32, output: Output, arrived: &mut Option<(Block, Vec<u32>)>) {
+    fn perform(&mut self, number: u32, output: Output, arrived: Option<&(Block, Vec<u32>)>) {
         match output {
             Output::Dial(to) => self.dial(number, to),
             Output::Say(peer, message) => self.say(number, peer, message),
             Output::Send(peer, block) => self.send(number, peer, block),
-            Output::Keep(_, block) => self.keep(number, block, arrived.take()),
+            Output::Keep(_, block) => self.keep(number, block, arrived),
             Output::Verify(piece) => self.verify(number, piece),
             Output::Forget(piece) => self.nodes[number as usize].forget(piece),
             Output::Announce(progress) => self.announce(number, &progress),
@@ -644,10 +644,16 @@ impl<N: Network> World<N> {
 
     // -- pieces -----------------------------------------------------------
 
-    fn keep(&mut self, number: u32, block: Block, arrived: Option<(Block, Vec<u32>)>) {
-        let Some((_, bad)) = arrived.filter(|(came, _)| *came == block) else {
+    fn keep(&mut self, number: u32, block: Block, arrived: Option<&(Block, Vec<u32>)>) {
+        let within = |(came, _): &&(Block, Vec<u32>)| {
+            let end = |block: &Block| block.offset + block.length;
+            came.piece == block.piece && came.offset <= block.offset && end(&block) <= end(came)
+        };
+        let Some((_, bad)) = arrived.filter(within) else {
             return self.violation(|| format!("node {number} keeps {block:?}, which did not arrive just now"));
         };
+        let kept = block.offset / BLOCK_BYTES..(block.offset + block.length).div_ceil(BLOCK_BYTES);
+        let bad = bad.iter().copied().filter(|index| kept.contains(index)).collect();
         let piece_bytes = self.shape.piece_bytes(block.piece);
         let node = &mut self.nodes[number as usize];
         if !node.keep(block, bad, piece_bytes) {
