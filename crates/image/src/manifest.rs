@@ -936,7 +936,7 @@ mod tests {
                 ..parts(&content)
             }).unwrap();
             let (tree, root) = (manifest.tree(), manifest.pieces_root().unwrap());
-            let index = at % (1 << tree.height()) >> width << width;
+            let index = ((at % (1 << tree.height())) >> width) << width;
             let range = HashRange { pieces_root: root, base_layer: layer, index, length: 1 << width, proof_layers: proof };
             let mut leaves_of = |piece: u32| content.chunks(1 << shift).nth(piece as usize).map(leaf_hashes);
             let answer = manifest.hashes(&range, &mut leaves_of);
