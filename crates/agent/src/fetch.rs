@@ -39,6 +39,8 @@ impl Swarm {
         let listener = Listener::bind(listen, Limits::default()).await.map_err(fetch_error)?;
         let mut job = FetchJob::new(Arc::clone(sink.manifest()), Arc::clone(sink) as _);
         job.trackers.clone_from(&assignment.trackers);
+        // When the controller is away, those who are here find each other.
+        job.local_discovery = true;
         job.memory_bytes = assignment.memory_budget_bytes;
         let download = Download::start(&listener, job).map_err(fetch_error)?;
         Ok(Self { download, _listener: listener })

@@ -94,6 +94,9 @@ pub struct BootConfig {
 pub struct SwarmConfig {
     /// Address and port of the controller's own seeder. Default `0.0.0.0:6881`.
     pub listen: SocketAddr,
+    /// Address and port of the tracker for clients that ask over UDP. By
+    /// default none: nodes ask over HTTP.
+    pub udp_tracker: Option<SocketAddr>,
     /// Memory that a node may use for pieces in flight, in MiB, 4 to 4096.
     /// Default 16.
     pub node_memory_mib: u32,
@@ -104,7 +107,12 @@ pub struct SwarmConfig {
 
 impl Default for SwarmConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([0, 0, 0, 0], 6881)), node_memory_mib: 16, linger_seconds: 5 }
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 6881)),
+            udp_tracker: None,
+            node_memory_mib: 16,
+            linger_seconds: 5,
+        }
     }
 }
 
@@ -328,6 +336,8 @@ const SWARM: &str = "\
 [swarm]
 # The controller's own seeder.
 listen = \"0.0.0.0:6881\"
+# The tracker for clients that ask over UDP; nodes ask over HTTP, at server.listen.
+# udp_tracker = \"0.0.0.0:6969\"
 # Memory that a node may use for pieces in flight, in MiB.
 node_memory_mib = 16
 # How long a node that has the whole image goes on seeding while others still fetch, in seconds.

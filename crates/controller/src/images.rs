@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes};
 use fleet::deployment::ImageInfo;
@@ -19,9 +19,8 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use transport::bittorrent::{Listener, Seeder};
-use wire::announce::{AnnounceRequest, AnnouncedPeer, Answer, Event as Announced, decode_scrape_query, encode_scrape};
+use transport::tracker::{TrackerDoors, TrackerServer, TrackerService};
 use wire::metainfo::InfoHash;
-use wire::peer::PeerId;
 
 /// Imports at the same time; each hashes with all cores.
 const IMPORTS: usize = 2;
@@ -55,10 +54,9 @@ pub enum ImageError {
 pub struct Images {
     registry: Registry,
     seeder: Seeder,
-    tracker: Mutex<Tracker>,
+    tracker: TrackerServer,
     served: RwLock<BTreeMap<ImageName, Served>>,
     imports: Arc<Semaphore>,
-    began: Instant,
     announce_url: String,
     address: SocketAddr,
     stop: CancellationToken,
@@ -67,21 +65,22 @@ pub struct Images {
 /// An image that is served.
 struct Served {
     info_hash: InfoHash,
-    seeder: PeerId,
     manifest: Bytes,
     torrent: Bytes,
 }
 
 impl Images {
     /// Opens the registry and serves all that is in it. `advertise` is where
-    /// nodes find the seeder when `listener` listens on all addresses.
+    /// nodes find the seeder when `listener` listens on all addresses; `doors`
+    /// are the tracker's beside our HTTP, and its memory.
     ///
     /// # Errors
-    /// When the registry cannot be opened. A damaged image is left out, with a
-    /// warning.
+    /// When the registry cannot be opened, or a door. A damaged image is left
+    /// out, with a warning.
     pub async fn open(
         folder: PathBuf,
         listener: Listener,
+        doors: TrackerDoors,
         advertise: SocketAddrV4,
         stop: CancellationToken,
     ) -> Result<(Self, Vec<ImageInfo>), ImageError> {
@@ -96,13 +95,13 @@ impl Images {
             ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(*advertise.ip()), port),
             ip => SocketAddr::new(ip, port),
         };
+        let tracker = Tracker::new(TrackerPolicy::default(), rand::random());
         let images = Self {
             registry,
             seeder: Seeder::new(listener),
-            tracker: Mutex::new(Tracker::new(TrackerPolicy::default(), rand::random())),
+            tracker: TrackerServer::bind(doors, Arc::new(Mutex::new(tracker))).await?,
             served: RwLock::default(),
             imports: Arc::new(Semaphore::new(IMPORTS)),
-            began: Instant::now(),
             announce_url: format!("http://{advertise}/announce"),
             address,
             stop,
@@ -150,7 +149,7 @@ impl Images {
     pub async fn remove(&self, name: &ImageName) -> Result<(), ImageError> {
         let served = self.served.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         if let Some(served) = served {
-            self.tracker().retire(&served.info_hash);
+            self.tracker().tracker().retire(&served.info_hash);
             if let Err(error) = self.seeder.retract(served.info_hash).await {
                 tracing::warn!(image = %name, %error, "the image was not served to the end");
             }
@@ -189,42 +188,10 @@ impl Images {
         served.iter().map(|(name, served)| (name.to_string(), of(served))).collect()
     }
 
-    /// Answers an announce that came from `remote`. The seeder is told of
-    /// first: it has everything.
+    /// Answers announces and scrapes.
     #[must_use]
-    pub fn announce(&self, query: &str, remote: IpAddr) -> Vec<u8> {
-        let request = match AnnounceRequest::decode_query(query) {
-            Ok(request) => request,
-            Err(error) => return encoded(&Answer::Failure(error.to_string()), true),
-        };
-        let taken = self.tracker().announce(self.began.elapsed(), &request, remote.to_canonical());
-        let answer = match taken {
-            Ok(mut response) => {
-                if request.left > 0 && request.event != Some(Announced::Stopped) {
-                    response.peers.insert(0, self.seeder_of(request.info_hash));
-                }
-                Answer::Peers(response)
-            }
-            Err(refusal) => Answer::Failure(refusal.to_string()),
-        };
-        encoded(&answer, request.compact)
-    }
-
-    /// Answers a scrape (BEP 48); without an info-hash, of all images.
-    #[must_use]
-    pub fn scrape(&self, query: &str) -> Vec<u8> {
-        let refuse = |why: String| encoded(&Answer::Failure(why), true);
-        let mut wanted = match decode_scrape_query(query) {
-            Ok(wanted) => wanted,
-            Err(error) => return refuse(error.to_string()),
-        };
-        let now = self.began.elapsed();
-        let mut tracker = self.tracker();
-        if wanted.is_empty() {
-            wanted = tracker.torrents().copied().collect();
-        }
-        let found: Vec<_> = wanted.into_iter().filter_map(|hash| Some((hash, tracker.scrape(now, &hash)?))).collect();
-        encode_scrape(&found).unwrap_or_else(|error| refuse(error.to_string()))
+    pub fn tracker(&self) -> &TrackerService {
+        self.tracker.service()
     }
 
     async fn serve(&self, image: Image) -> Result<ImageInfo, ImageError> {
@@ -239,25 +206,21 @@ impl Images {
         let info = info.ok_or_else(|| ImageError::NoDigest(image.manifest.name().to_owned()))?;
         // The seeder is in every announce answer; it need not announce itself.
         let published = self.seeder.publish(Arc::clone(&image.manifest), Arc::new(source), Vec::new())?;
-        self.tracker().register(published.info_hash);
+        let named = [image.manifest.infohash_v1(), image.manifest.infohash_v2().map(|hash| hash.truncated())];
+        let anchored = {
+            let mut tracker = self.tracker().tracker();
+            tracker.register(published.info_hash);
+            named.into_iter().flatten().for_each(|other| tracker.alias(other, published.info_hash));
+            tracker.anchor(published.info_hash, self.address, published.peer_id)
+        };
+        debug_assert_eq!(anchored, Ok(()), "it was registered just now");
         let served = Served {
             info_hash: published.info_hash,
-            seeder: published.peer_id,
             manifest: image.manifest.to_json().into(),
             torrent: torrent.into(),
         };
         self.served.write().unwrap_or_else(PoisonError::into_inner).insert(info.name.clone(), served);
         Ok(info)
-    }
-
-    fn seeder_of(&self, info_hash: InfoHash) -> AnnouncedPeer {
-        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
-        let peer_id = served.values().find(|served| served.info_hash == info_hash).map(|served| served.seeder);
-        AnnouncedPeer { address: self.address, peer_id }
-    }
-
-    fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -275,11 +238,6 @@ fn info(image: &Image) -> Option<ImageInfo> {
         infohash: manifest.infohash()?.to_string(),
         sealed_at: Millis(u64::try_from(milliseconds).unwrap_or(u64::MAX)),
     })
-}
-
-/// Encoding can only fail for values that are not made here.
-fn encoded(answer: &Answer, compact: bool) -> Vec<u8> {
-    answer.encode(compact).unwrap_or_default()
 }
 
 async fn blocking<T: Send + 'static>(

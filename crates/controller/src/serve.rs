@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use transport::bittorrent::{Limits, Listener};
+use transport::tracker::TrackerDoors;
 
 use crate::config::Config;
 use crate::director::BootDirector;
@@ -189,7 +190,10 @@ async fn open_images(
         .map_err(|error| Error::Setup(format!("{error} (swarm.listen)")))?;
     tracing::info!("the seeder listens on {}", listener.address());
     let folder = config.server.data_dir.join("images");
-    Images::open(folder, listener, advertise, stop).await.map_err(|error: ImageError| Error::Setup(error.to_string()))
+    let memory = Some(config.server.data_dir.join("tracker.memory"));
+    let doors = TrackerDoors { http: None, udp: config.swarm.udp_tracker, memory };
+    let opened = Images::open(folder, listener, doors, advertise, stop).await;
+    opened.map_err(|error: ImageError| Error::Setup(error.to_string()))
 }
 
 /// Ready at the first SIGTERM or SIGINT.

@@ -152,13 +152,20 @@ fn assignment(
         digest: deployment.digest,
         size_bytes: deployment.size_bytes,
         manifest_path: format!("{before}{}{after}", deployment.image),
-        trackers: vec![app.announce_url()],
+        trackers: vec![announce_url(app, node)],
         disk: node.disk.clone(),
         keep_what_is_right: node.written_before,
         memory_budget_bytes: memory,
         linger_seconds: if alone { 0 } else { config.swarm.linger_seconds },
         post: post_plan(app, node, &merged(app, state, node), node_token),
     })
+}
+
+/// With the rack, which the tracker cannot know from the address.
+fn announce_url(app: &App, node: &Node) -> String {
+    let url = app.announce_url();
+    // Names of racks need no escapes.
+    node.rack.as_ref().map_or_else(|| url.clone(), |rack| format!("{url}?rack={rack}"))
 }
 
 /// The node's settings over its rack's over everybody's.

@@ -141,11 +141,11 @@ async fn announce(
     ConnectInfo(remote): ConnectInfo<SocketAddr>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    bencoded(app.images.announce(&query.unwrap_or_default(), remote.ip()))
+    bencoded(app.images.tracker().announce(&query.unwrap_or_default(), remote.ip()))
 }
 
 async fn scrape(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
-    bencoded(app.images.scrape(&query.unwrap_or_default()))
+    bencoded(app.images.tracker().scrape(&query.unwrap_or_default()))
 }
 
 fn bencoded(body: Vec<u8>) -> Response {
