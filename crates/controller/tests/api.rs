@@ -47,7 +47,7 @@ async fn a_node_goes_from_deploy_to_running() {
     assert_eq!((assignment.node.as_str(), assignment.digest), ("n1", image.digest));
     assert_eq!(assignment.post.authorized_keys, ["ssh-ed25519 AAAA all"]);
     assert_eq!(assignment.post.user_data.as_deref(), Some("#cloud-config\n"));
-    assert_eq!(assignment.trackers, [server.url("/announce")]);
+    assert_eq!(assignment.trackers, [server.url("/announce?rack=r1")]);
     assert!(!assignment.keep_what_is_right && assignment.post.grow_root && assignment.linger_seconds == 0);
     let manifest = agent.client.read(&assignment.manifest_path, 1 << 20).await.unwrap();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
