@@ -24,6 +24,12 @@ const ARRIVED: u8 = 1;
 const ACKNOWLEDGED: u8 = 2;
 /// The sender's driver has handed over a `piece` message.
 const SENT: u8 = 3;
+/// A unit has left the sender's own port.
+const LEFT: u8 = 4;
+
+/// Linux lets one stream have no more than about this much in the queue of
+/// the machine's own port (TCP small queues): two units, or so long.
+const SMALL_QUEUE: (u64, Nanos) = (2 * BLOCK_BYTES as u64, 2 * SECOND / 1000);
 
 const PACKET_WIRE_BYTES: u64 = 1514;
 const SEGMENT_BYTES: u64 = 1448;
@@ -62,6 +68,8 @@ struct Stream {
     /// Bytes of the first chunk that are under way.
     begun: u32,
     flight: u64,
+    /// Of these, bytes that wait in the sender's own port.
+    waiting: u64,
     window: u64,
     threshold: u64,
     last_cut: Nanos,
@@ -129,6 +137,7 @@ impl Network for Blocks {
         match event {
             Event::Network(HOP, number) => self.hop(number, agenda),
             Event::Network(ARRIVED, number) => self.arrived(number, agenda, out),
+            Event::Network(LEFT, number) => self.left(number, agenda),
             Event::Network(ACKNOWLEDGED, number) => self.acknowledged(number, agenda),
             Event::Network(SENT, number) => {
                 out.extend(self.sent.take(number).map(|(route, block)| Delivery::Sent(route, block)));
@@ -167,6 +176,7 @@ impl Blocks {
         loop {
             let now = agenda.now();
             let pieces = self.pieces;
+            let small = SMALL_QUEUE.0.max(self.ports.port(Ports::up(route.from)).payload_in(SMALL_QUEUE.1));
             let stream = self.stream(route);
             if stream.cut {
                 return;
@@ -183,7 +193,11 @@ impl Blocks {
             if stream.flight > 0 && stream.flight + u64::from(next) > stream.window {
                 return;
             }
+            if stream.waiting > 0 && stream.waiting + u64::from(next) > small {
+                return;
+            }
             stream.flight += u64::from(next);
+            stream.waiting += u64::from(next);
             stream.last_sent = now;
             let load = if stream.begun == 0 && !stream.messages.is_empty() {
                 match stream.messages.pop_front() {
@@ -232,6 +246,9 @@ impl Blocks {
         let full = waits > self.queue.max(port.time(QUEUE_BYTES));
         let first = (finish - took.min(finish)).max(now) + packet;
         unit.finish = finish;
+        if unit.hop == 0 {
+            agenda.at(finish, Event::Network(LEFT, number));
+        }
         unit.hop += 1;
         if usize::from(unit.hop) < unit.path.ports().len() {
             agenda.at(first.min(finish), Event::Network(HOP, number));
@@ -243,6 +260,14 @@ impl Blocks {
         if full {
             self.stream(route).lose(now);
         }
+    }
+
+    fn left(&mut self, number: u32, agenda: &mut Agenda) {
+        let Some(unit) = self.units.get(number) else { return };
+        let (route, payload) = (unit.route, unit.payload);
+        let stream = self.stream(route);
+        stream.waiting = stream.waiting.saturating_sub(payload.into());
+        self.release(route, agenda);
     }
 
     fn arrived(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
