@@ -50,9 +50,11 @@ pub struct Counts {
     pub logins_withheld: u64,
 }
 
-/// The counts of every controller that was ever spoken to, by name.
+/// The counts of every controller that saw a session of ours or refused us, by name.
 pub fn controllers() -> Vec<Counts> {
-    gates().values().map(|gate| gate.book().counts.clone()).collect()
+    let all = gates().values().map(|gate| gate.book().counts.clone()).collect::<Vec<_>>();
+    let nothing = |counts: &Counts| *counts == Counts { controller: counts.controller.clone(), ..Counts::default() };
+    all.into_iter().filter(|counts| !nothing(counts)).collect()
 }
 
 /// A controller's gate.

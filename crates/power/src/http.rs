@@ -116,6 +116,19 @@ impl Answer {
     }
 }
 
+/// RFC 3986, section 2.3: everything but the unreserved characters is encoded, so a value never becomes another path.
+pub(crate) fn percent_encoded(value: &str) -> String {
+    let mut text = String::new();
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
 /// At most 200 characters of a foreign text, on one line and without control characters.
 pub(crate) fn excerpt(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -137,7 +137,7 @@ impl Domain {
         result.map_err(|why| Error::refused(&self.target(), why))
     }
 
-    async fn turn(&self) -> std::sync::Arc<Gate> {
+    fn gate(&self) -> std::sync::Arc<Gate> {
         Gate::of(&self.target())
     }
 }
@@ -158,7 +158,7 @@ impl PowerDriver for Domain {
 
     fn on(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
-            let gate = self.turn().await;
+            let gate = self.gate();
             let _turn = gate.turn().await;
             self.start().await?;
             Ok(Outcome::Done)
@@ -167,7 +167,7 @@ impl PowerDriver for Domain {
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
-            let gate = self.turn().await;
+            let gate = self.gate();
             let _turn = gate.turn().await;
             self.switch("destroy", State::Off).await?;
             Ok(Outcome::Done)
@@ -176,7 +176,7 @@ impl PowerDriver for Domain {
 
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
-            let gate = self.turn().await;
+            let gate = self.gate();
             let _turn = gate.turn().await;
             self.switch("destroy", State::Off).await?;
             self.start().await?;
@@ -186,7 +186,7 @@ impl PowerDriver for Domain {
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async move {
-            let gate = self.turn().await;
+            let gate = self.gate();
             let _turn = gate.turn().await;
             self.order(device).await?;
             Ok(Outcome::Done)

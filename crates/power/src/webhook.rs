@@ -31,7 +31,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::http::{Answer, Http, excerpt};
+use crate::http::{Answer, Http, excerpt, percent_encoded};
 use crate::secret::{Secret, read_small};
 use crate::{Address, BootDevice, Driver, Error, Outcome, PowerDriver, Result, State, settle};
 
@@ -160,19 +160,6 @@ fn filled(
     Ok(text)
 }
 
-/// RFC 3986, section 2.3: everything but the unreserved characters is encoded, so a value never becomes another path.
-fn url_encoded(value: &str) -> String {
-    let mut text = String::new();
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
-}
-
 /// As the inside of a JSON string.
 fn json_encoded(value: &str) -> String {
     let quoted = Value::from(value).to_string();
@@ -217,7 +204,7 @@ impl Webhook {
 
     async fn send(&self, ready: &Ready, what: &str, call: &Call) -> Result<Answer> {
         let wrong = |why: String| Error::refused(&self.target(), format!("{}: [{what}]: {why}", self.file.display()));
-        let url = filled(&call.url, &self.vars, url_encoded).map_err(wrong)?;
+        let url = filled(&call.url, &self.vars, percent_encoded).map_err(wrong)?;
         if !url.starts_with("http://") {
             return Err(wrong("its `url` does not begin with http://; this version has no TLS yet".to_owned()));
         }
@@ -480,9 +467,9 @@ mod tests {
     #[test]
     fn values_cannot_leave_their_place() {
         let vars = BTreeMap::from([("x".to_owned(), "a/../b?\"c".to_owned())]);
-        assert_eq!(filled("/{{x}}/", &vars, url_encoded).unwrap(), "/a%2F..%2Fb%3F%22c/");
+        assert_eq!(filled("/{{x}}/", &vars, percent_encoded).unwrap(), "/a%2F..%2Fb%3F%22c/");
         assert_eq!(filled("\"{{ x }}\"", &vars, json_encoded).unwrap(), "\"a/../b?\\\"c\"");
-        assert!(filled("{{y}}", &vars, url_encoded).unwrap_err().contains("{{y}}"));
-        assert!(filled("{{y", &vars, url_encoded).is_err());
+        assert!(filled("{{y}}", &vars, percent_encoded).unwrap_err().contains("{{y}}"));
+        assert!(filled("{{y", &vars, percent_encoded).is_err());
     }
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 struct Rig {
     address: String,
     simulator: Option<Child>,
-    controller: Option<VirtualBmc>,
+    _controller: Option<VirtualBmc>,
     folder: TempDir,
 }
 
@@ -42,7 +42,7 @@ async fn rig(scheme: &str) -> Rig {
         "fake" => Rig {
             address: "fake:contract?readback=yes".into(),
             simulator: None,
-            controller: None,
+            _controller: None,
             folder: tempfile::tempdir().unwrap(),
         },
         "redfish" => redfish_rig().await,
@@ -104,7 +104,7 @@ fn qemu_rig() -> Rig {
     needs("qemu-system-x86_64");
     let folder = tempfile::tempdir().unwrap();
     qemu_machine(folder.path());
-    Rig { address: format!("qemu:{}/vm.toml", folder.path().display()), simulator: None, controller: None, folder }
+    Rig { address: format!("qemu:{}/vm.toml", folder.path().display()), simulator: None, _controller: None, folder }
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ fn ipmi_rig() -> Rig {
         .unwrap();
     let address =
         format!("ipmi://admin@127.0.0.1:{port}?password_file={here}/password&cipher=3&attempts=5&settle_seconds=20");
-    Rig { address, simulator: Some(simulator), controller: None, folder }
+    Rig { address, simulator: Some(simulator), _controller: None, folder }
 }
 
 /// Our own controller before a machine in memory.
@@ -202,7 +202,7 @@ async fn redfish_rig() -> Rig {
     std::fs::write(folder.path().join("password"), "secret\n").unwrap();
     let at = controller.address();
     let address = format!("redfish+http://admin@{at}?password_file={}/password&off_seconds=0", folder.path().display());
-    Rig { address, simulator: None, controller: Some(controller), folder }
+    Rig { address, simulator: None, _controller: Some(controller), folder }
 }
 
 const LAN: &str = r#"

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::answers::{self, Instance};
 use super::sign::Signer;
 use crate::address::Server;
-use crate::http::{Answer, Http, excerpt};
+use crate::http::{Answer, Http, excerpt, percent_encoded};
 use crate::secret::{Secret, read_small};
 use crate::{Address, Advice, Error, Result};
 
@@ -136,7 +136,10 @@ impl Cloud {
         parameters: &[(String, String)],
     ) -> Result<Answer> {
         let own = [("Action".to_owned(), action.to_owned()), ("Version".to_owned(), VERSION.to_owned())];
-        let body = own.iter().chain(parameters).map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
+        let body = own
+            .iter()
+            .chain(parameters)
+            .map(|(name, value)| format!("{}={}", percent_encoded(name), percent_encoded(value)));
         let body = body.collect::<Vec<_>>().join("&");
         let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
         let host = if self.server.port == PORT {
@@ -225,17 +228,4 @@ impl Cloud {
             )),
         }
     }
-}
-
-/// RFC 3986, section 2.3, as the signature wants it.
-fn encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }

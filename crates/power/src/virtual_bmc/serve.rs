@@ -47,7 +47,7 @@ async fn entry(
         _ => {}
     }
     if let Err(answer) = service.admit(&headers) {
-        return answer;
+        return *answer;
     }
     let parts: Vec<&str> = path.trim_start_matches("/redfish/v1").split('/').skip(1).collect();
     match (&method, parts.as_slice()) {
@@ -111,8 +111,9 @@ fn boot_section(boot: &Boot) -> Value {
         "BootSourceOverrideMode": boot.mode, "BootSourceOverrideTarget@Redfish.AllowableValues": TARGETS})
 }
 
-fn parsed(body: &Bytes) -> Result<Value, Answer> {
-    let wrong = || refusal(StatusCode::BAD_REQUEST, "Base.1.18.MalformedJSON", "The body is not a JSON object.");
+fn parsed(body: &Bytes) -> Result<Value, Box<Answer>> {
+    let wrong =
+        || Box::new(refusal(StatusCode::BAD_REQUEST, "Base.1.18.MalformedJSON", "The body is not a JSON object."));
     serde_json::from_slice::<Value>(body).ok().filter(Value::is_object).ok_or_else(wrong)
 }
 
@@ -174,8 +175,9 @@ impl Service {
     }
 
     /// Lets in who has a session, or a password where that is allowed.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Answer> {
-        let refused = || refusal(StatusCode::UNAUTHORIZED, "Base.1.18.ResourceAtUriUnauthorized", "Log in first.");
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Box<Answer>> {
+        let refused =
+            || Box::new(refusal(StatusCode::UNAUTHORIZED, "Base.1.18.ResourceAtUriUnauthorized", "Log in first."));
         if let Some(token) = headers.get("x-auth-token").and_then(|value| value.to_str().ok()) {
             let mut book = self.book();
             let (_, uses) = book.sessions.get_mut(token).ok_or_else(refused)?;
@@ -237,12 +239,12 @@ impl Service {
     fn change(&self, system: &System, headers: &HeaderMap, body: &Bytes) -> Answer {
         let body = match parsed(body) {
             Ok(body) => body,
-            Err(answer) => return answer,
+            Err(answer) => return *answer,
         };
         let mut boot = system.boot();
         if let Err(answer) = self.matches(&boot, headers) {
             self.book().seen.conflicts += 1;
-            return answer;
+            return *answer;
         }
         if boot.started.is_some_and(|at| at.elapsed() < self.rules.post) {
             return refusal(
@@ -252,7 +254,7 @@ impl Service {
             );
         }
         match wanted(&body, &boot) {
-            Err(answer) => answer,
+            Err(answer) => *answer,
             Ok((enabled, target, mode)) => {
                 if self.rules.once != Once::Ignored {
                     let lasting = enabled == "Once" && self.rules.once == Once::Continuous;
@@ -266,21 +268,23 @@ impl Service {
         }
     }
 
-    fn matches(&self, boot: &Boot, headers: &HeaderMap) -> Result<(), Answer> {
+    fn matches(&self, boot: &Boot, headers: &HeaderMap) -> Result<(), Box<Answer>> {
         let Some(etag) = self.etag(boot) else { return Ok(()) };
         let given = headers.get("if-match").and_then(|value| value.to_str().ok());
         let wanted = if self.rules.etag == Etag::Strong { etag.trim_start_matches("W/") } else { &etag };
         match given {
             None if self.rules.etag == Etag::Optional => Ok(()),
-            None => Err(refusal(
+            None => Err(Box::new(refusal(
                 StatusCode::PRECONDITION_REQUIRED,
                 "Base.1.18.PreconditionRequired",
                 "The request needs an If-Match header.",
-            )),
+            ))),
             Some(given) if given == wanted || given == "*" => Ok(()),
-            Some(_) => {
-                Err(refusal(StatusCode::PRECONDITION_FAILED, "Base.1.18.PreconditionFailed", "The ETag did not match."))
-            }
+            Some(_) => Err(Box::new(refusal(
+                StatusCode::PRECONDITION_FAILED,
+                "Base.1.18.PreconditionFailed",
+                "The ETag did not match.",
+            ))),
         }
     }
 
@@ -288,7 +292,7 @@ impl Service {
     async fn reset(self: &Arc<Self>, id: &str, body: &Bytes) -> Answer {
         let body = match parsed(body) {
             Ok(body) => body,
-            Err(answer) => return answer,
+            Err(answer) => return *answer,
         };
         let word = body["ResetType"].as_str().unwrap_or_default().to_owned();
         if !RESETS.contains(&word.as_str()) {
@@ -399,11 +403,15 @@ fn task_resource(number: u64, state: &str, why: Option<&str>) -> Value {
 }
 
 /// The boot order that a change asks for. Only properties that are there and may be written are taken.
-fn wanted(body: &Value, boot: &Boot) -> Result<(String, String, String), Answer> {
+fn wanted(body: &Value, boot: &Boot) -> Result<(String, String, String), Box<Answer>> {
     let unknown = |name: &str| {
         let readable = ["PowerState", "Id", "Model", "Manufacturer", "SerialNumber", "Name"].contains(&name);
         let (id, why) = if readable { ("PropertyNotWritable", "read-only") } else { ("PropertyUnknown", "unknown") };
-        refusal(StatusCode::BAD_REQUEST, &format!("Base.1.18.{id}"), &format!("The property {name} is {why}."))
+        Box::new(refusal(
+            StatusCode::BAD_REQUEST,
+            &format!("Base.1.18.{id}"),
+            &format!("The property {name} is {why}."),
+        ))
     };
     let none = serde_json::Map::new();
     let top = body.as_object().unwrap_or(&none);
@@ -421,11 +429,11 @@ fn wanted(body: &Value, boot: &Boot) -> Result<(String, String, String), Answer>
             other => return Err(unknown(other)),
         };
         if !allowed.contains(&text) {
-            return Err(refusal(
+            return Err(Box::new(refusal(
                 StatusCode::BAD_REQUEST,
                 "Base.1.18.PropertyValueNotInList",
                 &format!("The value `{text}` of {name} is not in the list of acceptable values."),
-            ));
+            )));
         }
         *place = text.to_owned();
     }
