@@ -167,13 +167,17 @@ fn words(pid: i32) -> String {
 
 /// A management controller on loopback: `ipmi_sim` with a chassis script that keeps its machine in files.
 fn ipmi_rig() -> Rig {
+    ipmi_rig_with(CHASSIS)
+}
+
+fn ipmi_rig_with(chassis: &str) -> Rig {
     needs("ipmi_sim");
     needs("ipmitool");
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path().display();
     let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
-    write("chassis.sh", CHASSIS.replace("FOLDER", &here.to_string()));
+    write("chassis.sh", chassis.replace("FOLDER", &here.to_string()));
     write("lan.conf", LAN.replace("FOLDER", &here.to_string()).replace("PORT", &port.to_string()));
     write(
         "commands",
@@ -244,6 +248,24 @@ async fn the_network_boot_reaches_the_controller() {
     let rig = ipmi_rig();
     open(&format!("{}&efi=yes", rig.address)).unwrap().boot_next(BootDevice::Network).await.unwrap();
     assert_eq!(std::fs::read_to_string(rig.folder.path().join("boot")).unwrap().trim(), "pxe");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_lies_or_answers_late_is_not_believed() {
+    let deaf = ipmi_rig_with(&CHASSIS.replace("touch FOLDER/on", "true"));
+    let short = deaf.address.replace("settle_seconds=20", "settle_seconds=2");
+    let error = open(&short).unwrap().on().await.unwrap_err();
+    assert!(error.to_string().contains("accepted `power on`, but 2 s later"), "{error}");
+    assert_eq!(error.advice(), Advice::Retry);
+
+    let forgetful = ipmi_rig_with(&CHASSIS.replace("echo \"$2\" > FOLDER/boot", "true"));
+    let error = open(&forgetful.address).unwrap().boot_next(BootDevice::Network).await.unwrap_err();
+    assert!(error.to_string().contains("accepted the boot order `pxe`, but reports"), "{error}");
+
+    let late = ipmi_rig_with(&CHASSIS.replace("touch FOLDER/on", "(sleep 2; touch FOLDER/on) >/dev/null 2>&1 & true"));
+    let driver = open(&late.address).unwrap();
+    done("ipmi", driver.on().await);
+    expect(driver.as_ref(), "ipmi", State::On).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
