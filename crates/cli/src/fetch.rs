@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use image::{DiskSink, Manifest, PieceSink};
-use transport::bittorrent::{Download, FetchJob, Limits, Listener};
+use transport::bittorrent::{Download, FetchJob, Limits, Listener, MagnetJob, fetch_metainfo};
+use wire::metainfo::Metainfo;
 use wire::peer::RackName;
 
-use crate::swarming::{self, Behaviour, Listen, Signals};
+use crate::swarming::{self, Behaviour, Listen, Signals, torrent};
 use crate::{output, parse};
 use report::Report;
 use screen::Screen;
@@ -56,6 +57,9 @@ pub(crate) struct Arguments {
     /// A peer that is known without a tracker; may be given again
     #[arg(long = "peer", value_name = "IP:PORT")]
     peers: Vec<SocketAddr>,
+    /// Do not look for the swarm in the local network (BEP 14) while no tracker answers
+    #[arg(long)]
+    no_local_discovery: bool,
     /// How to treat other peers; auto is cooperative where the tracker says that the swarm is one operator's
     #[arg(long, value_enum, default_value_t)]
     policy: Behaviour,
@@ -133,18 +137,19 @@ impl Fetched {
 /// From the torrent's address to the one line on standard output.
 async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Result<Fetched> {
     destination::check(&arguments.destination)?;
-    let torrent = Arc::new(swarming::torrent::read(&arguments.torrent).await?);
-    let manifest = Arc::new(Manifest::from_metainfo(&torrent)?);
+    let listener = bind(arguments.listen).await?;
+    let metainfo = Arc::new(find(arguments, &listener, screen).await?);
+    let manifest = Arc::new(Manifest::from_metainfo(&metainfo)?);
     let target = destination::of(&arguments.destination, manifest.name())?;
     let sink = open(target, Arc::clone(&manifest), screen).await?;
     let held = manifest.bytes_of(&sink.held());
 
-    let listener = bind(arguments.listen).await?;
     let mut job = FetchJob::new(manifest, Arc::clone(&sink) as _);
-    job.trackers = swarming::torrent::trackers(torrent.announce(), !arguments.peers.is_empty());
+    job.trackers = torrent::trackers(metainfo.announce(), !arguments.peers.is_empty());
     job.peers.clone_from(&arguments.peers);
+    job.local_discovery = !arguments.no_local_discovery;
     job.memory_bytes = arguments.memory;
-    job.metainfo = Some(torrent);
+    job.metainfo = Some(metainfo);
     job.rack.clone_from(&arguments.rack);
     arguments.policy.apply(&mut job.policy);
     let mut download = Download::start(&listener, job)?;
@@ -157,6 +162,18 @@ async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Resu
     let report = Report::gather(&download, &sink, held, start.elapsed()).await?;
     output::say(if arguments.json { report.json()? } else { report.line() })?;
     Ok(Fetched { download, _listener: listener })
+}
+
+/// The torrent, which the swarm itself gives to whoever has a magnet link.
+async fn find(arguments: &Arguments, listener: &Listener, screen: &Screen) -> Result<Metainfo> {
+    let Some(magnet) = torrent::magnet(&arguments.torrent)? else { return torrent::read(&arguments.torrent).await };
+    screen.message("look for the torrent");
+    let mut job = MagnetJob::new(magnet);
+    job.magnet.trackers = torrent::trackers(&job.magnet.trackers, !arguments.peers.is_empty());
+    job.peers.clone_from(&arguments.peers);
+    job.rack.clone_from(&arguments.rack);
+    job.local_discovery = !arguments.no_local_discovery;
+    Ok(fetch_metainfo(listener, job).await?)
 }
 
 /// Opens the destination, keeps what it holds and zeroes what is to be zero.

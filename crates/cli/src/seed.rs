@@ -15,6 +15,7 @@ use image::{FileSource, Manifest};
 use swarm::Policy;
 use transport::bittorrent::{Limits, Listener, Seeder};
 use wire::metainfo::Metainfo;
+use wire::peer::RackName;
 
 use crate::output::say;
 use crate::parse;
@@ -51,6 +52,12 @@ pub(crate) struct Arguments {
     /// Memory for serving
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse::size)]
     memory: u64,
+    /// The rack that this machine is in; without one it serves all racks alike
+    #[arg(long, value_name = "NAME")]
+    rack: Option<RackName>,
+    /// Do not answer those who look for the swarm in the local network (BEP 14)
+    #[arg(long)]
+    no_local_discovery: bool,
     /// How to treat peers
     #[arg(long, value_enum, default_value_t)]
     policy: Behaviour,
@@ -115,6 +122,7 @@ async fn begin(arguments: &Arguments) -> Result<Serving> {
     let mut policy = Policy::default();
     arguments.policy.apply(&mut policy);
     let seeder = Seeder::new(listener.clone()).with_policy(policy).with_memory(arguments.memory);
+    let seeder = seeder.with_rack(arguments.rack.clone()).with_local_discovery(!arguments.no_local_discovery);
     // Through its own address, so that the tracker tells nodes the address they reach.
     let asked = if own.is_empty() { arguments.announce.clone() } else { own.into_iter().take(1).collect() };
     seeder.publish_torrent(manifest, Some(&metainfo), Arc::new(source), asked)?;

@@ -79,7 +79,7 @@ pub(crate) enum Behaviour {
 impl Behaviour {
     pub(crate) fn apply(self, policy: &mut Policy) {
         match self {
-            Self::Auto => {}
+            Self::Auto => policy.choker = ChokerKind::Auto,
             Self::Cooperative => policy.choker = ChokerKind::Cooperative,
             Self::TitForTat => policy.choker = ChokerKind::TitForTat,
         }

@@ -31,6 +31,8 @@ pub(super) struct Report {
     /// Received for nothing: repeated, late or corrupt.
     payload_wasted: u64,
     peers: usize,
+    /// Payload received from each rack; peers without one are under the empty name.
+    received_by_rack: BTreeMap<String, u64>,
     links: Vec<Link>,
     dropped: Vec<Dropped>,
     cpu_seconds: f64,
@@ -42,6 +44,7 @@ pub(super) struct Report {
 struct Link {
     peer: String,
     address: Option<String>,
+    rack: Option<String>,
     received: u64,
     wasted: u64,
     sent: u64,
@@ -63,8 +66,12 @@ impl Report {
         let numbers = *download.progress().borrow();
         let ledger = download.ledger().await.unwrap_or_default();
         let total = ledger.total();
-        let links =
-            ledger.accounts().map(|(id, account)| Link::new(String::from_utf8_lossy(&id.0).into_owned(), account));
+        let links = ledger.accounts().map(|(id, account)| Link::new(id.to_string(), account));
+        let links: Vec<Link> = links.collect();
+        let mut received_by_rack = BTreeMap::new();
+        for link in &links {
+            *received_by_rack.entry(link.rack.clone().unwrap_or_default()).or_default() += link.received;
+        }
         let manifest = sink.manifest();
         let zeros = manifest.size_bytes() - manifest.payload_bytes();
         Ok(Self {
@@ -80,7 +87,8 @@ impl Report {
             payload_sent: total.sent,
             payload_wasted: total.wasted,
             peers: numbers.peers,
-            links: links.collect(),
+            received_by_rack,
+            links,
             dropped: dropped(download).await,
             cpu_seconds: usage::cpu_seconds(),
             peak_memory_bytes: usage::peak_memory_bytes().unwrap_or(0),
@@ -101,7 +109,8 @@ impl Report {
 impl Link {
     fn new(peer: String, account: &Account) -> Self {
         let address = account.address.map(|address| address.to_string());
-        Self { peer, address, received: account.received, wasted: account.wasted, sent: account.sent }
+        let rack = account.rack.as_ref().map(ToString::to_string);
+        Self { peer, address, rack, received: account.received, wasted: account.wasted, sent: account.sent }
     }
 }
 

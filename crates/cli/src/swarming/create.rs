@@ -31,7 +31,7 @@ enum Kind {
     V1,
     /// A tree of SHA-256, by which single blocks are verified (BEP 52)
     V2,
-    /// Both in one
+    /// Both in one; aria2 1.36 computes a wrong hash of it
     #[default]
     Hybrid,
 }

@@ -5,15 +5,24 @@ use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use wire::magnet::Magnet;
 use wire::metainfo::{MAX_METAINFO_BYTES, Metainfo};
 
 /// How long a server may take to give a .torrent.
 const GET_DEADLINE: Duration = Duration::from_secs(30);
 
+/// The magnet link, if it is one.
+pub(crate) fn magnet(place: &str) -> Result<Option<Magnet>> {
+    if !place.starts_with("magnet:") {
+        return Ok(None);
+    }
+    place.parse().map(Some).with_context(|| format!("{place} cannot be used"))
+}
+
 /// Reads the torrent at a path or an address.
 pub(crate) async fn read(place: &str) -> Result<Metainfo> {
-    if place.starts_with("magnet:") {
-        bail!("magnet links cannot be followed yet: give the .torrent file or its http:// address");
+    if magnet(place)?.is_some() {
+        bail!("a magnet link names no piece: give the .torrent file or its http:// address");
     }
     ensure!(
         !place.starts_with("https:"),

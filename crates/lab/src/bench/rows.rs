@@ -226,7 +226,7 @@ pub fn all() -> Vec<Row> {
         },
         Row {
             id: "i",
-            what: "makespan over that of nginx and curl: 1, 2, 4 nodes, 4 that start 2 s after each other, 4 of which one is slow",
+            what: "makespan over that of nginx and curl, worst of 1, 2, 4 nodes, 4 that start 2 s after each other, 4 of which one is slow",
             tasks: vec![
                 web("web-1", 1, Course::Plain, 0),
                 web("web-2", 2, Course::Plain, 0),
@@ -235,8 +235,17 @@ pub fn all() -> Vec<Row> {
                 web("web-slow", 4, Course::Plain, 1),
             ],
             figure: |session| {
-                let over = |task| session.ratio(task, (task, "http"), |run| run.makespan);
-                ["web-1", "web-2", "web-4", "web-late", "web-slow"].into_iter().flat_map(over).collect()
+                let over = |task| {
+                    let mut ratios = session.ratio(task, (task, "http"), |run| run.makespan);
+                    ratios.sort_by(f64::total_cmp);
+                    (!ratios.is_empty()).then(|| median(&ratios))
+                };
+                ["web-1", "web-2", "web-4", "web-late", "web-slow"]
+                    .into_iter()
+                    .filter_map(over)
+                    .reduce(f64::max)
+                    .into_iter()
+                    .collect()
             },
             required: 1.05,
             aim: 1.0,

@@ -65,6 +65,10 @@ impl Ours {
         if self.racks && !self.tracker_apart {
             line.extend(line!["--topology", Self::topology(stage)?.display()]);
         }
+        if self.mixed {
+            // aria2 1.36 computes another hash of a hybrid torrent than everybody else.
+            line.extend(line!["--version", "v1"]);
+        }
         line.extend(self.seed_words.iter().cloned());
         Ok(line)
     }
