@@ -57,7 +57,7 @@ impl Drop for Aria2 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn aria2_seeds_for_us() {
-    let bench = Bench::new(16 << 20);
+    let bench = Bench::v1(16 << 20);
     let tracker = TestTracker::start(&bench).await;
     let torrent = bench.torrent(tracker.urls());
     let _aria2 = Aria2::start(&torrent, bench.folder.path(), true);
@@ -74,7 +74,7 @@ async fn aria2_seeds_for_us() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn we_seed_for_aria2() {
-    let bench = Bench::new(16 << 20);
+    let bench = Bench::v1(16 << 20);
     let tracker = TestTracker::start(&bench).await;
     let torrent = bench.torrent(tracker.urls());
     let (seeder, _) = bench.seeder(&bench.image, tracker.urls()).await;
@@ -88,7 +88,7 @@ async fn we_seed_for_aria2() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mixed_swarm_completes() {
-    let bench = Bench::new(16 << 20);
+    let bench = Bench::v1(16 << 20);
     let tracker = TestTracker::start(&bench).await;
     let torrent = bench.torrent(tracker.urls());
     let (_seeder, _) = bench.seeder(&bench.image, tracker.urls()).await;

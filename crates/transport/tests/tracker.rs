@@ -122,6 +122,23 @@ async fn both_doors_lead_to_one_swarm() {
     assert!(scraped.contains("10:incompletei3e"), "{scraped}");
 }
 
+#[tokio::test]
+async fn ordinary_clients_get_the_form_they_ask_for() {
+    let server = open(&[IMAGE], None).await;
+    ask_http(&server, &announce(1)).await;
+    let stranger = AnnounceRequest { own_kind: false, ..announce(2) };
+    let query = stranger.encode_query();
+    let answer = async |query: String| http(&server, &format!("GET /announce?{query} HTTP/1.0\r\n\r\n")).await;
+    let compact = answer(query.clone()).await;
+    assert!(compact.contains("5:peers6:\u{7f}") && !compact.contains("rackswarm"), "{compact}");
+    let listed = answer(query.replace("compact=1", "compact=0")).await;
+    assert!(listed.contains("5:peersld2:ip9:127.0.0.17:peer id20:") && listed.contains("4:porti1e"), "{listed}");
+    let nameless = answer(query.replace("compact=1", "compact=0&no_peer_id=1")).await;
+    assert!(nameless.contains("5:peersld2:ip9:127.0.0.14:porti1e"), "{nameless}");
+    let few = answer(query.replace("numwant=50", "numwant=0")).await;
+    assert!(few.contains("5:peers0:"), "{few}");
+}
+
 /// Whoever writes `ip=` cannot have the swarm knock at somebody's door.
 #[tokio::test]
 async fn an_address_in_the_query_is_passed_over() {

@@ -16,13 +16,13 @@ use image::{Manifest, PieceSink, PieceSource};
 use swarm::ledger::Ledger;
 use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Verdict, Why};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{AbortHandle, JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use wire::announce::Event as AnnounceEvent;
 use wire::metainfo::InfoHash;
-use wire::peer::{Block, Extended, Message, PeerId, RackName};
+use wire::peer::{Block, Extended, Message, PeerId, RackMessage, RackName};
 
 use super::announcer::{Announced, Announcer, Speaker};
 use super::checking::{self, Checked};
@@ -50,8 +50,14 @@ const REMEMBERED_DROPS: usize = 64;
 
 /// Announcements of pieces wait for company this share of the time in which a
 /// piece comes, and never longer than `MOST_PATIENCE`.
-const PATIENCE_SHARE: u64 = 32;
+const PATIENCE_SHARE: f64 = 32.0;
 const MOST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// Less is not worth a timer.
+const SHORTEST_PATIENCE: Duration = Duration::from_micros(500);
+
+/// The alarm when nothing is due.
+const FAR_AWAY: Duration = Duration::from_secs(3600);
 
 /// Buffers for pieces that are kept while idle.
 const IDLE_BUFFERS: usize = 4;
@@ -217,7 +223,8 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
         out: Vec::new(),
         dropped: VecDeque::new(),
         hashing: Arc::new(Semaphore::new(thread::available_parallelism().map_or(2, NonZero::get))),
-        patience: Arc::default(),
+        patience: Duration::ZERO,
+        flush_at: None,
         received: Arc::default(),
         sent: Arc::default(),
         tasks: TaskTracker::new(),
@@ -267,8 +274,10 @@ struct Drive {
     out: Vec<Output>,
     dropped: VecDeque<Dropped>,
     hashing: Arc<Semaphore>,
-    /// How long announcements of pieces may wait, in microseconds.
-    patience: Arc<AtomicU64>,
+    /// How long announcements of pieces may wait for company, and until when
+    /// those that wait now may.
+    patience: Duration,
+    flush_at: Option<Instant>,
     /// All bytes of all connections.
     received: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
@@ -286,7 +295,15 @@ struct Connection {
     id: PeerId,
     speaks_v2: bool,
     orders: mpsc::Sender<Order>,
-    _close: DropGuard,
+    /// Announcements that wait for company.
+    waiting: Vec<Message>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl Drive {
@@ -322,11 +339,19 @@ impl Drive {
     ) -> Result<(), Error> {
         let mut report = interval(REPORT_EVERY);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stopped = stop.cancelled();
+        let alarm = sleep_until(tokio::time::Instant::now());
+        tokio::pin!(stopped, alarm);
         self.step(Input::Found(peers));
         loop {
-            let deadline = self.engine.deadline().map(|after| tokio::time::Instant::from_std(self.started + after));
+            // A timer that moves forward is a system call: one that rings too
+            // early is left alone, and only looks at the clock.
+            let wanted = self.next_alarm();
+            if wanted < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(wanted);
+            }
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = &mut stopped => return Ok(()),
                 Some(event) = events.recv() => {
                     self.handle(event)?;
                     for _ in 1..BATCH {
@@ -334,14 +359,30 @@ impl Drive {
                         self.handle(event)?;
                     }
                 }
-                () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
-                    self.step(Input::Tick);
-                }
+                () = &mut alarm => self.rang(),
                 _ = report.tick() => {
                     self.report();
                     self.settle_doubts();
                 }
             }
+        }
+    }
+
+    /// When something has to be done though nothing happens; far away when
+    /// there is nothing.
+    fn next_alarm(&self) -> tokio::time::Instant {
+        let engine = self.engine.deadline().map(|after| self.started + after);
+        let next = engine.into_iter().chain(self.flush_at).min();
+        tokio::time::Instant::from_std(next.unwrap_or_else(|| Instant::now() + FAR_AWAY))
+    }
+
+    fn rang(&mut self) {
+        let now = Instant::now();
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.flush_all();
+        }
+        if self.engine.deadline().is_some_and(|after| self.started + after <= now) {
+            self.step(Input::Tick);
         }
     }
 
@@ -477,7 +518,6 @@ impl Drive {
         let peer = Peer(self.next_peer);
         self.next_peer = self.next_peer.wrapping_add(1);
         let Link { stream, id, speaks, speaks_v2, round_trip, place } = link;
-        let close = self.ending.child_token();
         let (orders, queue) = mpsc::channel(ORDERS);
         let (read, write) = stream.into_split();
         let reading = Reading {
@@ -494,13 +534,12 @@ impl Drive {
             store: Arc::clone(&self.store),
             events: self.events_in.clone(),
             sent: Arc::clone(&self.sent),
-            patience: Arc::clone(&self.patience),
             round_trip,
         };
         let reading = hold(place, reading::read(read, reading));
-        self.tasks.spawn(close.clone().run_until_cancelled_owned(reading));
-        self.tasks.spawn(close.clone().run_until_cancelled_owned(writing::write(write, queue, writing)));
-        let connection = Connection { address, id, speaks_v2, orders, _close: close.drop_guard() };
+        let tasks = [self.tasks.spawn(reading), self.tasks.spawn(writing::write(write, queue, writing))];
+        let tasks = tasks.map(|task| task.abort_handle());
+        let connection = Connection { address, id, speaks_v2, orders, waiting: Vec::new(), tasks };
         self.connections.insert(peer, connection);
         self.step(Input::Connected { peer, side, address, id, speaks });
     }
@@ -514,10 +553,39 @@ impl Drive {
             }
             _ => {}
         }
+        if self.patience > SHORTEST_PATIENCE && can_wait(&message) {
+            if let Some(connection) = self.connections.get_mut(&peer) {
+                connection.waiting.push(message);
+                self.flush_at.get_or_insert_with(|| Instant::now() + self.patience);
+            }
+            return;
+        }
         self.order(peer, Order::Say(message));
     }
 
+    /// Announcements have waited enough.
+    fn flush_all(&mut self) {
+        self.flush_at = None;
+        let waiting = self.connections.iter().filter(|(_, connection)| !connection.waiting.is_empty());
+        for peer in waiting.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            self.flush(peer);
+        }
+    }
+
+    fn flush(&mut self, peer: Peer) {
+        let Some(connection) = self.connections.get_mut(&peer) else { return };
+        for message in std::mem::take(&mut connection.waiting) {
+            self.hand_over(peer, Order::Say(message));
+        }
+    }
+
+    /// What waits goes along.
     fn order(&mut self, peer: Peer, order: Order) {
+        self.flush(peer);
+        self.hand_over(peer, order);
+    }
+
+    fn hand_over(&mut self, peer: Peer, order: Order) {
         let Some(connection) = self.connections.get(&peer) else { return };
         match connection.orders.try_send(order) {
             // Its writing task ended and has reported so.
@@ -704,10 +772,8 @@ impl Drive {
         progress.wire_bytes_down = self.received.load(Ordering::Relaxed);
         progress.wire_bytes_up = self.sent.load(Ordering::Relaxed);
         progress.corrupt_on_disk = self.services.corrupt_on_disk();
-        let piece_micros =
-            u64::from(self.shape.piece_length()).saturating_mul(1_000_000) / progress.down_bytes_per_second.max(1);
-        let patience = (piece_micros / PATIENCE_SHARE).min(MOST_PATIENCE.as_micros() as u64);
-        self.patience.store(patience, Ordering::Relaxed);
+        let piece_seconds = f64::from(self.shape.piece_length()) / progress.down_bytes_per_second.max(1) as f64;
+        self.patience = MOST_PATIENCE.min(Duration::from_secs_f64(piece_seconds / PATIENCE_SHARE));
         self.progress.send_replace(progress);
     }
 
@@ -719,6 +785,11 @@ impl Drive {
 async fn hold(place: OwnedSemaphorePermit, task: impl Future<Output = ()>) {
     task.await;
     drop(place);
+}
+
+/// Announcements of pieces are many and not urgent.
+fn can_wait(message: &Message) -> bool {
+    matches!(message, Message::Have(_) | Message::Extended(Extended::Rack(RackMessage::Have { .. })))
 }
 
 /// Reasons that say nothing against the peer.

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::IoSliceMut;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -81,8 +81,8 @@ pub(super) struct Store {
     cache: Mutex<Cache>,
     reads: Semaphore,
     packer: Packer,
-    /// The file never leaves memory.
-    in_memory: bool,
+    /// The file never leaves memory; known once a piece is there.
+    in_memory: OnceLock<bool>,
 }
 
 /// Stretches in the order they came; the oldest leaves first. Fresh pieces are
@@ -102,9 +102,6 @@ impl Store {
     pub(super) fn new(source: Arc<dyn PieceSource>, shape: Shape, limit_bytes: u64) -> Self {
         // A small cache has short stretches, so that several peers fit.
         let stretch = (limit_bytes / 32).next_power_of_two().clamp(u64::from(BLOCK_BYTES), STRETCH_BYTES);
-        let in_memory = (0..shape.pieces()).find_map(|piece| source.place(piece)).is_some_and(|(file, _)| {
-            rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }))
-        });
         Self {
             source,
             shape,
@@ -113,7 +110,7 @@ impl Store {
             cache: Mutex::default(),
             reads: Semaphore::new(READS),
             packer: Packer::new(limit_bytes / 2),
-            in_memory,
+            in_memory: OnceLock::new(),
         }
     }
 
@@ -186,7 +183,10 @@ impl Store {
     /// Whether reading there would not wait: the first and the last page are
     /// looked at, since the system reads and drops whole runs of pages.
     fn is_in_memory(&self, file: &File, offset: u64, length: u32) -> bool {
-        self.in_memory
+        let in_memory = || {
+            rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }))
+        };
+        *self.in_memory.get_or_init(in_memory)
             || [offset, offset + u64::from(length) - 1].into_iter().all(|at| {
                 let mut byte = [0];
                 let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);

@@ -14,10 +14,9 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use wire::peer::{
-    BLOCK_BYTES, Block, Extended, ExtensionHandshake, ExtensionIds, Message, RackMessage, encode_packed_head,
-    encode_piece_head,
+    BLOCK_BYTES, Block, ExtensionHandshake, ExtensionIds, Message, encode_packed_head, encode_piece_head,
 };
 
 use super::drive::Event;
@@ -26,9 +25,6 @@ use super::store::{Payload, Store};
 
 /// How long a peer may leave us unable to send anything.
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Small messages are joined up to this many bytes before they are sent.
-const JOIN_BYTES: usize = 16 << 10;
 
 /// What the writing task is told.
 #[derive(Debug)]
@@ -48,9 +44,6 @@ pub(super) struct Writing {
     pub(super) events: mpsc::Sender<Event>,
     /// Bytes sent by the process's swarm, heads and messages included.
     pub(super) sent: Arc<AtomicU64>,
-    /// How long an announcement of a piece may wait for company, in
-    /// microseconds.
-    pub(super) patience: Arc<AtomicU64>,
     pub(super) round_trip: Option<Duration>,
 }
 
@@ -64,7 +57,6 @@ pub(super) async fn write(stream: OwnedWriteHalf, orders: mpsc::Receiver<Order>,
         orders,
         swarm: writing,
         small: Vec::new(),
-        flush_at: None,
         ranges: VecDeque::new(),
         theirs: ExtensionIds::NONE,
         bulk: false,
@@ -82,8 +74,6 @@ struct Writer {
     pace: Pace,
     /// Encoded messages that wait for the next chunk or flush.
     small: Vec<u8>,
-    /// When they have to leave; at once if one of them is urgent.
-    flush_at: Option<Instant>,
     ranges: VecDeque<Queued>,
     /// What the peer calls our extensions.
     theirs: ExtensionIds,
@@ -120,25 +110,18 @@ impl Writer {
         }
     }
 
-    /// Nothing but small messages: they leave when they have waited enough.
-    /// False when the swarm has closed the queue.
+    /// Nothing but small messages: they leave together. False when the swarm has
+    /// closed the queue.
     async fn wait(&mut self) -> io::Result<bool> {
-        if self.small.len() >= JOIN_BYTES || self.flush_at.is_some_and(|at| at <= Instant::now()) {
-            self.flush_at = None;
-            let small = std::mem::take(&mut self.small);
+        if !self.small.is_empty() {
+            let mut small = std::mem::take(&mut self.small);
             self.push(&small, Rest::Nothing).await?;
+            small.clear();
             self.small = small;
-            self.small.clear();
             return Ok(true);
         }
         self.pace.idle();
-        let order = match self.flush_at {
-            None => self.orders.recv().await,
-            Some(at) => match timeout_at(at, self.orders.recv()).await {
-                Ok(order) => order,
-                Err(_) => return Ok(true),
-            },
-        };
+        let order = self.orders.recv().await;
         let open = order.is_some();
         order.into_iter().for_each(|order| self.queue(order));
         Ok(open)
@@ -156,14 +139,7 @@ impl Writer {
     }
 
     fn say(&mut self, message: &Message) {
-        let before = self.small.len();
         message.encode(&self.theirs, &mut self.small);
-        if self.small.len() == before {
-            return;
-        }
-        let wait = if can_wait(message) { self.swarm.patience.load(Ordering::Relaxed) } else { 0 };
-        let leave = Instant::now() + Duration::from_micros(wait);
-        self.flush_at = Some(self.flush_at.map_or(leave, |at| at.min(leave)));
     }
 
     fn met(&mut self, handshake: &ExtensionHandshake) {
@@ -187,7 +163,6 @@ impl Writer {
             self.ranges.push_front(Queued::Range(Block { offset, length: range.length - chunk.length, ..range }));
         }
         let mut head = std::mem::take(&mut self.small);
-        self.flush_at = None;
         if self.unpacks
             && self.swarm.store.packer().worth_trying(self.pace.rate())
             && let Some(packed) = self.swarm.store.packed(chunk).await.map_err(io::Error::other)?
@@ -306,9 +281,4 @@ async fn give(
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Announcements of pieces are many and not urgent.
-fn can_wait(message: &Message) -> bool {
-    matches!(message, Message::Have(_) | Message::Extended(Extended::Rack(RackMessage::Have { .. })))
 }

@@ -54,7 +54,12 @@ impl TrackerService {
             Ok(request) => request,
             Err(error) => return encoded(&Answer::Failure(error.to_string()), true),
         };
-        let answer = self.take(&request, remote);
+        let mut answer = self.take(&request, remote);
+        if let Answer::Peers(response) = &mut answer
+            && query.split('&').any(|parameter| parameter == "no_peer_id=1")
+        {
+            response.peers.iter_mut().for_each(|peer| peer.peer_id = None);
+        }
         encoded(&answer, request.compact)
     }
 
