@@ -3,8 +3,10 @@
 //! platform keep it in `libvirt.rs` and `ec2.rs`; those that ask a person for a part of it, in their own files.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod ipmi_sim;
+
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use power::virtual_bmc::{Rules, VirtualBmc};
@@ -165,34 +167,15 @@ fn words(pid: i32) -> String {
     String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap()).replace('\0', " ")
 }
 
-/// A management controller on loopback: `ipmi_sim` with a chassis script that keeps its machine in files.
 fn ipmi_rig() -> Rig {
-    ipmi_rig_with(CHASSIS)
+    ipmi_rig_with(ipmi_sim::CHASSIS)
 }
 
 fn ipmi_rig_with(chassis: &str) -> Rig {
     needs("ipmi_sim");
     needs("ipmitool");
     let folder = tempfile::tempdir().unwrap();
-    let here = folder.path().display();
-    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
-    write("chassis.sh", chassis.replace("FOLDER", &here.to_string()));
-    write("lan.conf", LAN.replace("FOLDER", &here.to_string()).replace("PORT", &port.to_string()));
-    write(
-        "commands",
-        "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n".into(),
-    );
-    write("password", "secret\n".into());
-    let simulator = Command::new("ipmi_sim")
-        .args(["-n", "-c", &format!("{here}/lan.conf"), "-f", &format!("{here}/commands"), "-s", &format!("{here}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let address =
-        format!("ipmi://admin@127.0.0.1:{port}?password_file={here}/password&cipher=3&attempts=5&settle_seconds=20");
+    let (simulator, address) = ipmi_sim::start(folder.path(), chassis);
     Rig { address, simulator: Some(simulator), _controller: None, folder }
 }
 
@@ -209,40 +192,6 @@ async fn redfish_rig() -> Rig {
     Rig { address, simulator: None, _controller: Some(controller), folder }
 }
 
-const LAN: &str = r#"
-name "node1"
-set_working_mc 0x20
-  startlan 1
-    addr 127.0.0.1 PORT
-    priv_limit admin
-    allowed_auths_callback none md2 md5 straight
-    allowed_auths_user none md2 md5 straight
-    allowed_auths_operator none md2 md5 straight
-    allowed_auths_admin none md2 md5 straight
-    guid a123456789abcdefa123456789abcdef
-  endlan
-  chassis_control "/bin/sh FOLDER/chassis.sh 0x20"
-  user 2 true "admin" "secret" admin 10 none md2 md5 straight
-"#;
-
-/// ipmi_sim calls it as `MC get power boot` and `MC set power 0`.
-const CHASSIS: &str = r#"
-shift; verb=$1; shift
-if [ "$verb" = get ]; then
-  for what in "$@"; do
-    case $what in
-      power) if [ -f FOLDER/on ]; then echo power:1; else echo power:0; fi ;;
-      boot) echo "boot:$(cat FOLDER/boot 2>/dev/null || echo default)" ;;
-    esac
-  done
-else
-  case $1 in
-    power) if [ "$2" = 1 ]; then touch FOLDER/on; else rm -f FOLDER/on; fi ;;
-    boot) echo "$2" > FOLDER/boot ;;
-  esac
-fi
-"#;
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_network_boot_reaches_the_controller() {
     let rig = ipmi_rig();
@@ -252,17 +201,19 @@ async fn the_network_boot_reaches_the_controller() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_lies_or_answers_late_is_not_believed() {
-    let deaf = ipmi_rig_with(&CHASSIS.replace("touch FOLDER/on", "true"));
+    let deaf = ipmi_rig_with(&ipmi_sim::CHASSIS.replace("touch FOLDER/on", "true"));
     let short = deaf.address.replace("settle_seconds=20", "settle_seconds=2");
     let error = open(&short).unwrap().on().await.unwrap_err();
     assert!(error.to_string().contains("accepted `power on`, but 2 s later"), "{error}");
     assert_eq!(error.advice(), Advice::Retry);
 
-    let forgetful = ipmi_rig_with(&CHASSIS.replace("echo \"$2\" > FOLDER/boot", "true"));
+    let forgetful = ipmi_rig_with(&ipmi_sim::CHASSIS.replace("echo \"$2\" > FOLDER/boot", "true"));
     let error = open(&forgetful.address).unwrap().boot_next(BootDevice::Network).await.unwrap_err();
     assert!(error.to_string().contains("accepted the boot order `pxe`, but reports"), "{error}");
 
-    let late = ipmi_rig_with(&CHASSIS.replace("touch FOLDER/on", "(sleep 2; touch FOLDER/on) >/dev/null 2>&1 & true"));
+    let late = ipmi_rig_with(
+        &ipmi_sim::CHASSIS.replace("touch FOLDER/on", "(sleep 2; touch FOLDER/on) >/dev/null 2>&1 & true"),
+    );
     let driver = open(&late.address).unwrap();
     done("ipmi", driver.on().await);
     expect(driver.as_ref(), "ipmi", State::On).await;

@@ -1,12 +1,14 @@
-//! A whole server of our own: the strict controller before a QEMU machine, driven by the Redfish driver. What the firmware
-//! really boots from is read from its console.
+//! A whole server on this machine: a controller (our strict Redfish one, or OpenIPMI's ipmi_sim) before a QEMU machine. What
+//! the firmware really boots from is read from its console.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod ipmi_sim;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use power::virtual_bmc::{Rules, VirtualBmc};
-use power::{BootDevice, NextBoot, Outcome, State, open};
+use power::{BootDevice, NextBoot, Outcome, PowerDriver, State, open};
 use rackswarm_power as power;
 use tokio::net::TcpListener;
 
@@ -81,4 +83,59 @@ async fn vm_a_server_behind_a_strict_controller_boots_from_the_network_once() {
     assert_eq!(driver.off().await.unwrap(), Outcome::Done);
     assert_eq!(driver.state().await.unwrap(), State::Off);
     assert_eq!(bmc.seen().sessions, 0);
+}
+
+/// Ends the controller whatever the test says.
+struct Simulator(std::process::Child);
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Makes the machine what the chassis script wrote down: on while `on` is there, and `boot` for one start.
+async fn obey(folder: &Path, machine: Box<dyn PowerDriver>) {
+    let mut is_on = false;
+    loop {
+        let wanted = folder.join("on").exists();
+        if wanted && !is_on {
+            let order = std::fs::read_to_string(folder.join("boot")).unwrap_or_default();
+            let device = if order.trim() == "pxe" { BootDevice::Network } else { BootDevice::Disk };
+            machine.boot_next(device).await.unwrap();
+            machine.on().await.unwrap();
+            std::fs::write(folder.join("boot"), "default\n").unwrap();
+        }
+        if !wanted && is_on {
+            machine.off().await.unwrap();
+        }
+        is_on = wanted;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_a_server_behind_ipmi_sim_boots_from_the_network_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().to_owned();
+    let _machine = machine(&here);
+    let (simulator, address) = ipmi_sim::start(&here, ipmi_sim::CHASSIS);
+    let _simulator = Simulator(simulator);
+    let behind = open(&format!("qemu:{}/vm.toml", here.display())).unwrap();
+    let place = here.clone();
+    let obeying = tokio::spawn(async move { obey(&place, behind).await });
+    let driver = open(&address).unwrap();
+
+    assert_eq!(driver.state().await.unwrap(), State::Off);
+    assert_eq!(driver.boot_next(BootDevice::Network).await.unwrap(), Outcome::Done);
+    assert_eq!(driver.cycle().await.unwrap(), Outcome::Done);
+    assert_eq!(boots_from(&here, 0).await, BootDevice::Network);
+    let said = console(&here).len();
+    assert_eq!(driver.off().await.unwrap(), Outcome::Done);
+    assert_eq!(driver.cycle().await.unwrap(), Outcome::Done);
+    assert_eq!(boots_from(&here, said).await, BootDevice::Disk);
+    assert_eq!(driver.off().await.unwrap(), Outcome::Done);
+    assert!(!obeying.is_finished(), "the machine refused");
+    obeying.abort();
 }
