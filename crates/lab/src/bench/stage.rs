@@ -45,7 +45,7 @@ pub type Line = Vec<String>;
 /// Makes a command line of words of any kind.
 #[macro_export]
 macro_rules! line {
-    ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
+    ($($word:expr),* $(,)?) => { ::std::vec::Vec::from([$($word.to_string()),*]) };
 }
 
 impl<'a> Stage<'a> {
