@@ -125,7 +125,7 @@ impl Engine {
             ledger: Ledger::default(),
             chance: Chance::new(seed, 1),
             failed_pieces: 0,
-            uplink: Uplink::new(&policy),
+            uplink: Uplink::new(&policy, have.is_full()),
             offering: offers::Offering::new(have.is_full(), shape.pieces()),
             downlink: Rates::default(),
             piece_time: Duration::ZERO,

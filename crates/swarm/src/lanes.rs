@@ -7,10 +7,9 @@
 //! So a member that comes or goes moves few lanes, and whoever scores highest
 //! for a lane in a large rack claims it in every smaller roster too.
 
-use wire::peer::PeerId;
-
 /// Lanes of every rack. A set of lanes is a `u32` with bit `l` for lane `l`.
-pub const LANES: u32 = 32;
+pub use wire::peer::LANES;
+use wire::peer::PeerId;
 
 /// The lane of a piece.
 #[must_use]

@@ -12,8 +12,9 @@ use crate::policy::Policy;
 use crate::rates::Rates;
 use crate::time::{Time, bytes_in, time_for};
 
-/// Transfers to slow peers beside the others.
-const MAX_SLOW: usize = 8;
+/// Transfers to slow peers beside the others. More would feed on themselves:
+/// each makes others slow.
+const MAX_SLOW: usize = 2;
 
 /// What is handed to the driver before it is done with the last, at least.
 const AHEAD_BYTES: u64 = 64 << 10;
@@ -63,6 +64,8 @@ pub(crate) struct Uplink {
     lead: u64,
     foreign_share: u64,
     foreign_limit: u32,
+    /// Transfers side by side at least.
+    least: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +75,9 @@ struct Alone {
 }
 
 impl Uplink {
-    pub(crate) fn new(policy: &Policy) -> Uplink {
+    /// The uplink of a seed never waits for one receiver: new pieces come from
+    /// nowhere else.
+    pub(crate) fn new(policy: &Policy, seed: bool) -> Uplink {
         Uplink {
             rates: Rates::default(),
             latency: Duration::from_millis(1),
@@ -85,6 +90,7 @@ impl Uplink {
             alone: None,
             part: 0,
             credit: 0,
+            least: if seed { 2 } else { 1 },
             served: 0,
             lead: policy.lead_bytes,
             foreign_share: u64::from(policy.foreign_share.max(2)),
@@ -127,7 +133,7 @@ impl Uplink {
 
     /// Transfers that shall run side by side.
     fn target(&self) -> usize {
-        let filling = self.rates.filling();
+        let filling = self.rates.filling().max(self.least);
         match self.begun % TRIAL {
             3 => filling + 1,
             11 => (filling - 1).max(1),
@@ -297,7 +303,7 @@ impl Uplink {
         let took = now - alone.since;
         if alone.bytes >= JUDGED_BYTES && took >= JUDGED_TIME {
             let usual = bytes_in(took, self.rates.full());
-            let is_slow = alone.bytes * 5 < usual * 3;
+            let is_slow = alone.bytes * 2 < usual;
             *alone = Alone { since: now, bytes: 0 };
             if is_slow {
                 self.is_slow(link, now);
@@ -384,7 +390,7 @@ mod tests {
 
     #[test]
     fn kin_get_one_piece_after_the_other() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         assert!(uplink.wants_offer(&links));
         uplink.requested(&mut links[1], piece(1), at(0));
@@ -401,7 +407,7 @@ mod tests {
 
     #[test]
     fn beside_a_slow_receiver_others_are_served() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         let mut now = 0;
         let mut transfer = |uplink: &mut Uplink, links: &mut Links, parts: u32, millis: u64| {
@@ -427,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_stalled_transfer_lets_others_by() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         uplink.requested(&mut links[0], piece(0), at(0));
         uplink.requested(&mut links[1], piece(1), at(0));
@@ -439,7 +445,7 @@ mod tests {
 
     #[test]
     fn foreign_clients_take_turns_and_a_share_beside_kin() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         let mut links = links(&[Kind::Foreign, Kind::Foreign, Kind::Kin]);
         for index in 0..20 {
             uplink.requested(&mut links[0], block(0, index), at(0));
@@ -458,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_cancel_takes_back_all_that_waits_within_it() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         let mut links = links(&[Kind::Kin]);
         for index in 0..3 {
             uplink.requested(&mut links[0], block(1, index), at(0));
@@ -471,7 +477,7 @@ mod tests {
 
     #[test]
     fn the_lead_follows_rate_and_latency() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = Uplink::new(&Policy::default(), false);
         assert_eq!(uplink.lead(), 32 << 10);
         uplink.rates.shared_by(1, at(0));
         (1..=100).for_each(|step| uplink.rates.moved(1_000_000, at(step * 4)));

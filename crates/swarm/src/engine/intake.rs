@@ -15,6 +15,10 @@ use crate::time::Time;
 /// Transfers from kin at once, whatever the downlink takes.
 const MAX_FLOWS: usize = 8;
 
+/// Before its first piece a node does not know how long pieces take, and all
+/// wait for the first copies: it is this much more patient.
+const FIRST_PIECE: u32 = 4;
+
 /// A transfer that brings nothing for this long does not count as filling the
 /// downlink, and others are accepted beside it.
 const STALE: Duration = Duration::from_millis(250);
@@ -25,7 +29,8 @@ impl Engine {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
         let Some(link) = self.links.get(peer).filter(|link| link.is_kin()) else { return };
-        let willing = self.wants(piece) && self.has_room() && self.picker.can_take(&link.asker(), piece);
+        let willing =
+            self.wants(piece) && self.has_room(self.is_near(link)) && self.picker.can_take(&link.asker(), piece);
         if !willing || !self.fetch(peer, piece, out) {
             let inbound = self.inbound();
             self.say(peer, RackMessage::Decline { piece, inbound }.into(), out);
@@ -60,6 +65,13 @@ impl Engine {
         }
     }
 
+    /// Transfers that fill our downlink and hide the gaps between them. At
+    /// least two: with one the next sender is not found in time, with three
+    /// pieces take so long that their first copies spread late (simulated).
+    fn taken_at_once(&self) -> usize {
+        self.downlink.filling().max(2)
+    }
+
     /// Kin that are sending to us.
     pub(super) fn flows(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(|link| link.is_kin() && !link.outstanding.is_empty())
@@ -85,20 +97,23 @@ impl Engine {
         Self::bytes_left(link) > self.slack() && !self.is_stale(link)
     }
 
-    fn has_room(&self) -> bool {
+    /// What comes from another rack, or from a source outside of all, is let in
+    /// beside the rest: the whole rack waits for it.
+    fn has_room(&self, near: bool) -> bool {
         let (mut busy, mut all) = (0, 0);
         for link in self.flows() {
             busy += usize::from(self.fills(link));
             all += 1;
         }
-        let filling = self.downlink.filling();
-        busy < filling && all < (filling + 2).min(MAX_FLOWS)
+        let filling = self.taken_at_once();
+        let extra = usize::from(!near);
+        busy < filling + extra && all < (filling + 2 + extra).min(MAX_FLOWS)
     }
 
     /// How much is on its way to us before the next piece can begin, in
     /// sixteenths of a piece; 0 when nothing is.
     pub(super) fn inbound(&self) -> u8 {
-        let filling = self.downlink.filling();
+        let filling = self.taken_at_once();
         let mut left = [u64::MAX; MAX_FLOWS];
         let (mut all, mut busy) = (0, 0);
         for link in self.flows() {
@@ -146,7 +161,7 @@ impl Engine {
     /// When we ask for ourselves because nobody offers.
     pub(super) fn starves_at(&self) -> Time {
         let patience = if self.piece_time.is_zero() {
-            self.policy.starving
+            FIRST_PIECE * self.policy.starving
         } else {
             self.policy.starving.min((4 * self.piece_time).max(Duration::from_millis(50)))
         };

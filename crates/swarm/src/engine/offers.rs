@@ -33,8 +33,9 @@ pub(super) struct Offering {
     rests_until: Option<Time>,
     /// Nobody was found; nobody is looked for before, or before news come.
     barren_until: Time,
-    /// Neighbours by when they have room: room for the search.
-    ranked: Vec<(Time, u32, u32)>,
+    /// Neighbours in the order of preference: far before near, by when they
+    /// have room, by what they have. Kept for its memory.
+    ranked: Vec<(bool, Time, u32, u32, u32)>,
 }
 
 impl Offering {
@@ -102,7 +103,7 @@ impl Engine {
     fn offer_one(&mut self, out: &mut Vec<Output>) -> bool {
         self.rank_neighbours();
         let ranked = std::mem::take(&mut self.offering.ranked);
-        let found = ranked.iter().find_map(|(_, _, at)| Some((*at as usize, self.choose(*at as usize)?)));
+        let found = ranked.iter().find_map(|(.., at)| Some((*at as usize, self.choose(*at as usize)?)));
         self.offering.ranked = ranked;
         let Some((at, piece)) = found else {
             return false;
@@ -117,8 +118,9 @@ impl Engine {
         true
     }
 
-    /// Those that may take a piece now, who has had room longest first; also
-    /// when to look again if nobody is found.
+    /// Those that may take a piece now, the best first; also when to look again
+    /// if nobody is found. Pieces that are to cross into a rack go first: many
+    /// wait for them there. Then who has room and is furthest behind.
     fn rank_neighbours(&mut self) {
         let horizon = self.now + self.horizon();
         let mut next = self.now + Duration::from_secs(1);
@@ -134,7 +136,8 @@ impl Engine {
                 continue;
             }
             let lot = (at as u32 ^ turn).wrapping_mul(0x9E37_79B9);
-            self.offering.ranked.push((link.free_at.max(self.now), lot, at as u32));
+            let near = self.is_near(link);
+            self.offering.ranked.push((near, link.free_at.max(self.now), link.has.count(), lot, at as u32));
         }
         self.offering.ranked.sort_unstable();
         if let Some(until) = self.offering.rests_until.filter(|until| *until > self.now) {

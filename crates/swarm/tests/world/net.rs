@@ -11,7 +11,7 @@ use super::Plan;
 
 /// A driver cuts ranges into parts of this much time and at most this length.
 const PART_TIME: Duration = Duration::from_millis(10);
-const MAX_PART: u32 = 256 << 10;
+const MAX_PART: u32 = 16 << 10;
 
 pub(super) struct Net {
     ports: Vec<Port>,

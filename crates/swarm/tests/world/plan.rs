@@ -68,7 +68,7 @@ impl Plan {
             nodes: (0..=leechers).map(node).collect(),
             rack_rate: None,
             latency: Duration::from_micros(200),
-            window: 256 << 10,
+            window: 1 << 20,
             seed,
             traced: false,
             leaves: false,
