@@ -11,7 +11,6 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use power::Outcome;
 use rackswarm_lab::netns::{Namespace, Plan};
 use rackswarm_lab::tool;
-use rackswarm_power as power;
 
 #[test]
 fn a_directed_broadcast_wakes_machines_behind_another_link() {
