@@ -8,7 +8,8 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use common::{PATIENCE, Ran, command, free_port, rackswarm, until};
 use serde_json::Value;
@@ -25,11 +26,34 @@ struct Place {
 /// A process that prints `ready`, ended when dropped.
 struct Running(Child);
 
+/// Xorshift, begun with what no other process and no other test has.
+struct Chance(u64);
+
+impl Chance {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let now = UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        Self(now ^ (u64::from(std::process::id()) << 40) ^ (NEXT.fetch_add(1, Ordering::Relaxed) << 56) | 1)
+    }
+}
+
+impl Iterator for Chance {
+    type Item = u8;
+
+    fn next(&mut self) -> Option<u8> {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Some((self.0 >> 32) as u8)
+    }
+}
+
 impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Pieces that differ, some zeros, and an end that is no whole piece.
-        let mut content: Vec<u8> = (0..BYTES as u32).map(|at| (at ^ (at >> 8) ^ (at / 77_777)) as u8).collect();
+        // Pieces that differ, also from those of other tests, whose swarms would be found in the local network; some
+        // zeros, and an end that is no whole piece.
+        let mut content: Vec<u8> = Chance::new().take(BYTES).collect();
         content[3 * PIECE..5 * PIECE].fill(0);
         std::fs::write(folder.path().join("image"), &content).unwrap();
         Self { folder, content }
@@ -46,7 +70,9 @@ impl Place {
     fn seed(&self, words: &[&str]) -> Running {
         let mut seed = command();
         seed.arg("seed").arg(self.path("image")).arg("--torrent").arg(self.path("t"));
-        seed.args(["--listen", &loopback(), "--tracker-listen", &loopback()]).args(words);
+        seed.args(["--listen", &loopback(), "--tracker-listen", &loopback()])
+            .args(["--piece-size", "256K"])
+            .args(words);
         Running::start(seed, &self.path("seed.out"))
     }
 
@@ -129,6 +155,20 @@ fn every_version_of_torrent_arrives() {
 }
 
 #[test]
+fn a_magnet_link_is_enough() {
+    for version in ["v1", "v2", "hybrid"] {
+        let place = Place::new();
+        let _seed = place.seed(&["--version", version]);
+        let said = std::fs::read_to_string(place.path("seed.out")).unwrap();
+        let magnet = said.lines().find_map(|line| line.strip_prefix("magnet")).unwrap().trim();
+        let copy = place.text("copy");
+        let ran = rackswarm(&["fetch", magnet, &copy, "--listen", "127.0.0.1", "--linger", "0", "--limit", "60"]);
+        assert_eq!(ran.code, 0, "{version}: {}", ran.stderr);
+        assert!(place.holds(&place.path("copy")), "{version}");
+    }
+}
+
+#[test]
 fn a_folder_gets_a_file_of_the_images_name() {
     let place = Place::new();
     let _seed = place.seed(&[]);
@@ -175,7 +215,11 @@ fn who_lingers_seeds() {
     let mut seed = place.seed(&[]);
     let address = loopback();
     let mut first = command();
-    first.arg("fetch").arg(place.path("t")).arg(place.path("first")).args(["--linger", "forever", "--listen", &address]);
+    first
+        .arg("fetch")
+        .arg(place.path("t"))
+        .arg(place.path("first"))
+        .args(["--linger", "forever", "--listen", &address]);
     let out = File::create(place.path("first.out")).unwrap();
     let mut first = Running(first.stdout(out).spawn().unwrap());
     until("the first one is complete", || !std::fs::read(place.path("first.out")).unwrap().is_empty());
@@ -245,7 +289,7 @@ fn what_cannot_be_is_said_before_anything_is_fetched() {
         (&["/nonesuch.torrent", &image], &["cannot open", "/nonesuch.torrent"]),
         (&[&other, &image], &["no .torrent"]),
         (&["https://a/b", &image], &["http://"]),
-        (&["magnet:?dn=nothing", &image], &["magnet"]),
+        (&["magnet:?dn=nothing", &image], &["magnet", "names no torrent"]),
     ] {
         let ran = rackswarm(&[&["fetch"], words].concat());
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{words:?}: {}", ran.stderr);
