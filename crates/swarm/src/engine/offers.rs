@@ -33,9 +33,9 @@ pub(super) struct Offering {
     rests_until: Option<Time>,
     /// Nobody was found; nobody is looked for before, or before news come.
     barren_until: Time,
-    /// Neighbours in the order of preference: far before near, by when they
-    /// have room, by what they have. Kept for its memory.
-    ranked: Vec<(bool, Time, u32, u32, u32)>,
+    /// Neighbours in the order of preference: by when they have room, then by
+    /// what they have. Kept for its memory.
+    ranked: Vec<(Time, u32, u32, u32)>,
 }
 
 impl Offering {
@@ -118,9 +118,9 @@ impl Engine {
         true
     }
 
-    /// Those that may take a piece now, the best first; also when to look again
-    /// if nobody is found. Pieces that are to cross into a rack go first: many
-    /// wait for them there. Then who has room and is furthest behind.
+    /// Those that may take a piece now, first who has room, then who is furthest
+    /// behind; also when to look again if nobody is found. To prefer other racks
+    /// here would clog the cables between them (simulated).
     fn rank_neighbours(&mut self) {
         let horizon = self.now + self.horizon();
         let mut next = self.now + Duration::from_secs(1);
@@ -136,8 +136,7 @@ impl Engine {
                 continue;
             }
             let lot = (at as u32 ^ turn).wrapping_mul(0x9E37_79B9);
-            let near = self.is_near(link);
-            self.offering.ranked.push((near, link.free_at.max(self.now), link.has.count(), lot, at as u32));
+            self.offering.ranked.push((link.free_at.max(self.now), link.has.count(), lot, at as u32));
         }
         self.offering.ranked.sort_unstable();
         if let Some(until) = self.offering.rests_until.filter(|until| *until > self.now) {
@@ -216,7 +215,7 @@ impl Engine {
     fn rest_after_declines(&mut self, peer: Peer) {
         let pause = self.uplink.time_for(u64::from(self.shape.piece_length())).max(Duration::from_millis(2)) / 32;
         let Some(link) = self.links.get_mut(peer) else { return };
-        let declines = link.declines.saturating_sub(1).min(10);
+        let declines = link.declines.saturating_sub(1).min(5);
         link.declines = link.declines.saturating_add(1);
         if declines > 0 {
             link.free_at = link.free_at.max(self.now + pause * (1 << declines));
