@@ -76,8 +76,9 @@ pub struct Engine {
     piece_time: Duration,
     /// Between two parts of a piece from kin.
     gap: Duration,
-    /// Since when nothing has been coming.
-    dry_since: Option<Time>,
+    /// Kin are sending to us. When that ended, or we asked by ourselves.
+    is_fed: bool,
+    hungry_since: Time,
     next_exchange: Time,
     fresh: Vec<Run>,
 }
@@ -130,7 +131,8 @@ impl Engine {
             downlink: Rates::default(),
             piece_time: Duration::ZERO,
             gap: Duration::ZERO,
-            dry_since: (!have.is_full()).then_some(Time::ZERO),
+            is_fed: false,
+            hungry_since: Time::ZERO,
             next_exchange: Time::MAX,
             fresh: Vec::new(),
             have,

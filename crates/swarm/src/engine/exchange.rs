@@ -102,6 +102,9 @@ impl Engine {
         link.foreign = None;
         (link.we_choke, link.chokes_us) = (false, false);
         (link.we_want, link.wants_us) = (false, false);
+        if self.kin == 0 {
+            self.hungry_since = self.now;
+        }
         self.kin += 1;
         // Our own kind has no need to be told of twins, nor to send them.
         for piece in self.twins.iter() {

@@ -142,15 +142,11 @@ impl Engine {
     pub(super) fn flows_changed(&mut self) {
         let flows = self.flows().count();
         self.downlink.shared_by(flows, self.now);
-        let dry = !self.have.is_full() && flows == 0;
-        match self.dry_since {
-            None if dry => {
-                self.dry_since = Some(self.now);
-                self.wake(self.starves_at());
-            }
-            Some(_) if !dry => self.dry_since = None,
-            _ => {}
+        let was_fed = std::mem::replace(&mut self.is_fed, flows > 0);
+        if was_fed && flows == 0 {
+            self.hungry_since = self.now;
         }
+        self.wake(self.starves_at());
     }
 
     /// How long one of our own kind may owe us without sending anything.
@@ -165,15 +161,12 @@ impl Engine {
         } else {
             self.policy.starving.min((2 * self.piece_time).max(Duration::from_millis(50)))
         };
-        let stale = self.stale_after();
-        // What is owed but does not come feeds nobody either.
-        let since = match self.dry_since {
-            Some(since) => Some(since),
-            None => self.flows().map(|link| link.owed_since + stale).max(),
-        };
-        match since {
-            Some(since) if !self.have.is_full() && self.kin > 0 => since + patience,
-            _ => Time::MAX,
+        if self.have.is_full() || self.kin == 0 {
+            return Time::MAX;
         }
+        // What is owed but does not come feeds nobody either.
+        let stale = self.stale_after();
+        let fed = self.flows().map(|link| link.owed_since + stale).max();
+        fed.map_or(self.hungry_since, |fed| fed.max(self.hungry_since)) + patience
     }
 }

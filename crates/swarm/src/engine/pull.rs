@@ -46,13 +46,13 @@ impl Engine {
         if self.starves_at() > self.now {
             return;
         }
-        let Some((peer, piece)) = self.forage() else {
+        self.pull_orphans(out);
+        let found = self.forage();
+        if !found.is_some_and(|(peer, piece)| self.fetch(peer, piece, out)) {
             self.pull_twice(out);
-            // Look again after as long.
-            self.dry_since = Some(self.now);
-            return;
-        };
-        self.fetch(peer, piece, out);
+        }
+        // However it went, look again after as long.
+        self.hungry_since = self.now;
     }
 
     /// A piece to ask for, and whom: the rarest that a rack mate has, else,
@@ -96,7 +96,7 @@ impl Engine {
             let Some(link) = self.links.get(peer) else { continue };
             if let Some(run) = self.picker.take_twice(&link.asker(), piece) {
                 self.request_run(peer, run, out);
-                return self.flows_changed();
+                return;
             }
         }
     }
