@@ -331,6 +331,8 @@ impl Uplink {
     }
 
     pub(crate) fn stalled(&mut self, link: &mut Link, now: Time) {
+        // If others stall already it has to wait.
+        link.sending_since = now;
         self.is_slow(link, now);
     }
 

@@ -9,6 +9,10 @@ use crate::io::{Output, Peer, Why};
 use crate::peer::{Kind, Link};
 use crate::time::Time;
 
+/// Time-outs are not looked at more often than this: whatever is overdue and
+/// cannot be helped shall not keep a processor busy.
+const SHORTEST_TICK: Duration = Duration::from_micros(500);
+
 /// With fewer neighbours than this we ask the tracker before its interval is
 /// over.
 const HUNGRY_PEERS: usize = 5;
@@ -49,7 +53,7 @@ impl Engine {
         self.exchange(out);
         self.announce(out);
         self.dial(out);
-        self.due = self.next_due();
+        self.due = self.next_due().max(self.now + SHORTEST_TICK);
     }
 
     fn check_peer(&mut self, peer: Peer, out: &mut Vec<Output>) {
