@@ -65,7 +65,7 @@ pub struct Policy {
     /// long, or three times as long as pieces take, loses the request.
     /// Default 2 s.
     pub kin_timeout: Duration,
-    /// A node that receives nothing for this long, or twice as long as
+    /// A node that receives nothing for this long, or four times as long as
     /// pieces take if that is less, asks for a piece by itself. Default 2 s.
     pub starving: Duration,
     /// Our own kind says something at least this often. Default 5 s.

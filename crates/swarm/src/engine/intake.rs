@@ -159,7 +159,7 @@ impl Engine {
         let patience = if self.piece_time.is_zero() {
             FIRST_PIECE * self.policy.starving
         } else {
-            self.policy.starving.min((2 * self.piece_time).max(Duration::from_millis(50)))
+            self.policy.starving.min((4 * self.piece_time).max(Duration::from_millis(50)))
         };
         if self.have.is_full() || self.kin == 0 {
             return Time::MAX;
