@@ -36,11 +36,15 @@ const SEGMENT_BYTES: u64 = 1448;
 /// RFC 6928.
 const FIRST_WINDOW: u64 = 10 * SEGMENT_BYTES;
 /// A stream idle for so long starts anew (RFC 5681, 4.1).
+/// Delay that ends slow start (HyStart of Linux): an eighth of the shortest
+/// round trip, within these, and not below 16 segments.
+const DELAYED: (Nanos, Nanos) = (4 * SECOND / 1000, 16 * SECOND / 1000);
+const HYSTART_WINDOW: u64 = 16 * SEGMENT_BYTES;
 const IDLE: Nanos = SECOND / 5;
 /// A queue holds at least this.
 const QUEUE_BYTES: u64 = 262_144 + 70_000;
 /// Longest `piece` message, in bytes and time of the link.
-const CHUNK: (u32, Nanos) = (256 << 10, SECOND / 100);
+const CHUNK: (u32, Nanos) = (256 << 10, SECOND / 400);
 
 #[derive(Debug)]
 enum Load {
@@ -56,6 +60,7 @@ struct Unit {
     load: Load,
     path: Path,
     hop: u8,
+    launched: Nanos,
     /// When its last packet left the port before.
     finish: Nanos,
 }
@@ -72,6 +77,8 @@ struct Stream {
     waiting: u64,
     window: u64,
     threshold: u64,
+    /// The shortest round trip of a whole unit.
+    shortest: Nanos,
     last_cut: Nanos,
     last_sent: Nanos,
     round: Nanos,
@@ -165,7 +172,8 @@ impl Blocks {
     fn stream(&mut self, route: Route) -> &mut Stream {
         let number = 2 * route.link as usize + usize::from(route.end);
         if self.streams.len() <= number {
-            let fresh = || Stream { window: FIRST_WINDOW, threshold: u64::MAX, ..Stream::default() };
+            let fresh =
+                || Stream { window: FIRST_WINDOW, threshold: u64::MAX, shortest: Nanos::MAX, ..Stream::default() };
             self.streams.resize_with((number | 1) + 1, fresh);
         }
         &mut self.streams[number]
@@ -217,7 +225,7 @@ impl Blocks {
             agenda.at(agenda.now(), Event::Network(SENT, number));
         }
         let path = self.ports.path(route.from, route.to);
-        let unit = Unit { route, payload, load, path, hop: 0, finish: agenda.now() };
+        let unit = Unit { route, payload, load, path, hop: 0, launched: agenda.now(), finish: agenda.now() };
         let number = self.units.put(unit);
         self.hop(number, agenda);
     }
@@ -289,6 +297,9 @@ impl Blocks {
         let most = self.most;
         let stream = self.stream(unit.route);
         stream.flight = stream.flight.saturating_sub(unit.payload.into());
+        if unit.payload == BLOCK_BYTES {
+            stream.measured(agenda.now() - unit.launched);
+        }
         stream.grow(unit.payload.into(), most);
         self.release(unit.route, agenda);
     }
@@ -304,6 +315,15 @@ impl Stream {
         }
         self.begun = 0;
         self.chunks.pop_front()
+    }
+
+    /// A queue builds up: slow start is over.
+    fn measured(&mut self, round_trip: Nanos) {
+        self.shortest = self.shortest.min(round_trip);
+        let delayed = self.shortest + (self.shortest / 8).clamp(DELAYED.0, DELAYED.1);
+        if round_trip >= delayed && self.window >= HYSTART_WINDOW {
+            self.threshold = self.threshold.min(self.window);
+        }
     }
 
     fn grow(&mut self, bytes: u64, most: u64) {

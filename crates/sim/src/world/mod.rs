@@ -36,6 +36,8 @@ const NO_ANSWER: Nanos = 30 * SECOND;
 const SETTLED_NODES: usize = 2000;
 /// For so long.
 const SETTLING: Nanos = 40 * SECOND;
+/// So often an engine may ask to be woken at once.
+const RESTLESS: u32 = 100;
 /// Violations that are described; more are only counted.
 const DESCRIBED: usize = 20;
 /// Samples of progress until the bound.
@@ -288,8 +290,24 @@ impl<N: Network> World<N> {
         }
         if node.brain.deadline().is_some_and(|at| at <= now) {
             self.step(number, Input::Tick, None);
+            self.check_rest(number);
         } else {
             self.arm(number);
+        }
+    }
+
+    /// An engine that is ticked at its deadline has its next deadline later.
+    /// One that has not would never sleep.
+    fn check_rest(&mut self, number: u32) {
+        let now = self.now();
+        let node = &mut self.nodes[number as usize];
+        let restless = node.brain.deadline().is_some_and(|at| at <= now);
+        node.restless = if restless { node.restless + 1 } else { 0 };
+        if node.restless > RESTLESS {
+            node.restless = 0;
+            node.tick_at = now + SECOND / 1000;
+            self.agenda.at(now + SECOND / 1000, Event::Tick(number));
+            self.violation(|| format!("node {number} asks to be woken again and again"));
         }
     }
 

@@ -81,6 +81,8 @@ pub(crate) struct Node {
     pub(crate) links: Vec<u32>,
     owed: Vec<Owed>,
     pub(crate) tick_at: Nanos,
+    /// Ticks in a row after which the engine wanted another at once.
+    pub(crate) restless: u32,
     pub(crate) frozen_until: Nanos,
     /// Pieces to be hashed and written; the first is under way.
     pub(crate) to_write: VecDeque<u32>,
@@ -115,6 +117,7 @@ impl Node {
             links: Vec::new(),
             owed: Vec::new(),
             tick_at: Nanos::MAX,
+            restless: 0,
             frozen_until: 0,
             to_write: VecDeque::new(),
             disk_bits,

@@ -206,7 +206,7 @@ pub(super) fn brain<N: Network>(world: &World<N>, number: u32, life: u32, have: 
     }
     let mut setup = Setup::new(world.shape, have);
     setup.twins = world.twin_set.clone();
-    setup.private = true;
+    (setup.private, setup.ours) = (true, true);
     setup.rack = world.rack_name(number);
     let engine = Engine::new(node.id, setup, world.policy.clone(), engine_seed(world.seed, number, life));
     Brain::Ours(Box::new(engine))
