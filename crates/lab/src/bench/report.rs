@@ -168,34 +168,27 @@ fn method_line(method: &str, all: &[Measured], good: Vec<&Measured>) -> String {
         figures.sort_by(f64::total_cmp);
         (!figures.is_empty()).then(|| (median(&figures), figures[0], figures[figures.len() - 1]))
     };
-    let mut cell = |digits: usize, figure: &dyn Fn(&Measured) -> Option<f64>| {
-        let _ = match of(figure) {
-            Some((middle, ..)) => write!(line, " {middle:.digits$} |"),
-            None => write!(line, " - |"),
-        };
+    let cell = |digits: usize, figure: &dyn Fn(&Measured) -> Option<f64>| {
+        of(figure).map_or_else(|| "-".to_owned(), |(middle, ..)| format!("{middle:.digits$}"))
     };
-    cell(2, &|run| Some(run.makespan));
     let range = of(&|run| Some(run.makespan)).map(|(_, least, most)| format!("{least:.2} to {most:.2}"));
-    let _ = write!(line, " {} |", range.unwrap_or_default());
-    let mut cell = |digits: usize, figure: &dyn Fn(&Measured) -> Option<f64>| {
-        let _ = match of(figure) {
-            Some((middle, ..)) => write!(line, " {middle:.digits$} |"),
-            None => write!(line, " - |"),
-        };
-    };
-    cell(2, &|run| Some(run.ours_median.unwrap_or(run.median)));
-    cell(3, &|run| run.over_best);
-    cell(3, &|run| run.over_bound);
-    cell(3, &|run| Some(run.server_images));
-    cell(3, &|run| run.rack_images);
-    cell(4, &|run| run.received_images);
-    cell(2, &|run| run.wasted_share.map(|share| share * 100.0));
-    cell(2, &|run| Some(run.cpu_per_gb_and_node));
-    cell(2, &|run| Some(run.cpu_server));
-    cell(1, &|run| Some(run.resident_peak as f64 / MIB));
-    cell(1, &|run| Some(run.server_resident_peak as f64 / MIB));
-    cell(2, &|run| Some(run.idle_share));
-    cell(0, &|run| Some(run.drops as f64));
-    line.push('\n');
+    let cells = [
+        cell(2, &|run| Some(run.makespan)),
+        range.unwrap_or_default(),
+        cell(2, &|run| Some(run.ours_median.unwrap_or(run.median))),
+        cell(3, &|run| run.over_best),
+        cell(3, &|run| run.over_bound),
+        cell(3, &|run| Some(run.server_images)),
+        cell(3, &|run| run.rack_images),
+        cell(4, &|run| run.received_images),
+        cell(2, &|run| run.wasted_share.map(|share| share * 100.0)),
+        cell(2, &|run| Some(run.cpu_per_gb_and_node)),
+        cell(2, &|run| Some(run.cpu_server)),
+        cell(1, &|run| Some(run.resident_peak as f64 / MIB)),
+        cell(1, &|run| Some(run.server_resident_peak as f64 / MIB)),
+        cell(2, &|run| Some(run.idle_share)),
+        cell(0, &|run| Some(run.drops as f64)),
+    ];
+    let _ = writeln!(line, " {} |", cells.join(" | "));
     line
 }
