@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use swarm::Speaks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,21 +29,14 @@ pub(super) struct Link {
     pub(super) speaks: Speaks,
     /// It answers hash requests (BEP 52).
     pub(super) speaks_v2: bool,
-    /// How long connecting took, if we did.
-    pub(super) round_trip: Option<Duration>,
     /// Its place among the connections of the process, held until it closes.
     pub(super) place: OwnedSemaphorePermit,
 }
 
 impl Link {
-    pub(super) fn new(
-        stream: TcpStream,
-        theirs: &Handshake,
-        round_trip: Option<Duration>,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn new(stream: TcpStream, theirs: &Handshake, place: OwnedSemaphorePermit) -> Self {
         let speaks = Speaks { fast: theirs.speaks_fast(), extended: theirs.speaks_extended() };
-        Self { stream, id: theirs.peer_id, speaks, speaks_v2: theirs.speaks_v2(), round_trip, place }
+        Self { stream, id: theirs.peer_id, speaks, speaks_v2: theirs.speaks_v2(), place }
     }
 }
 
@@ -62,16 +55,14 @@ pub(super) async fn dial(
         socket.bind(SocketAddr::new(from.ip(), 0))?;
     }
     let greeting = async {
-        let begun = Instant::now();
         let mut stream = socket.connect(address).await?;
-        let round_trip = begun.elapsed();
         sockets::prepare(&stream)?;
         write_handshake(&mut stream, &ours).await?;
         let theirs = read_handshake(&mut stream).await?;
         if !names.contains(&theirs.info_hash) {
             return Err(io::Error::other(format!("it answered for swarm {}", theirs.info_hash)));
         }
-        Ok(Link::new(stream, &theirs, Some(round_trip), place))
+        Ok(Link::new(stream, &theirs, place))
     };
     match timeout(HANDSHAKE_DEADLINE, greeting).await {
         Ok(outcome) => outcome,

@@ -517,7 +517,7 @@ impl Drive {
     fn connected(&mut self, address: SocketAddr, link: Link, side: Side) {
         let peer = Peer(self.next_peer);
         self.next_peer = self.next_peer.wrapping_add(1);
-        let Link { stream, id, speaks, speaks_v2, round_trip, place } = link;
+        let Link { stream, id, speaks, speaks_v2, place } = link;
         let (orders, queue) = mpsc::channel(ORDERS);
         let (read, write) = stream.into_split();
         let reading = Reading {
@@ -534,7 +534,6 @@ impl Drive {
             store: Arc::clone(&self.store),
             events: self.events_in.clone(),
             sent: Arc::clone(&self.sent),
-            round_trip,
         };
         let reading = hold(place, reading::read(read, reading));
         let tasks = [self.tasks.spawn(reading), self.tasks.spawn(writing::write(write, queue, writing))];

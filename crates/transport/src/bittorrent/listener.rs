@@ -177,7 +177,7 @@ async fn welcome(mut stream: TcpStream, address: SocketAddr, shared: &Shared) ->
     let place = place.map_err(|_| io::Error::other("all connections are taken"))?;
     let ours = our_handshake(theirs.info_hash, member.me, member.v2);
     write_handshake(&mut stream, &ours).await?;
-    let link = Link::new(stream, &theirs, None, place);
+    let link = Link::new(stream, &theirs, place);
     // A swarm that has just ended does not take it; the connection closes.
     let _ = member.events.send(Event::Accepted { address, link }).await;
     Ok(())

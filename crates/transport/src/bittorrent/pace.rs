@@ -6,25 +6,30 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use wire::peer::BLOCK_BYTES;
 
-use super::sockets::{UNKNOWN_ROUND_TRIP, limit_in_flight, limit_unsent};
+use super::sockets::{limit_in_flight, limit_unsent, shortest_round_trip};
 
 /// Longest payload of one message.
 pub(super) const MAX_CHUNK_BYTES: u32 = 256 << 10;
 
 /// A chunk takes about this long on its link: other messages of the connection
 /// wait for no more.
-const CHUNK_TIME: Duration = Duration::from_millis(10);
+const CHUNK_TIME: Duration = Duration::from_micros(2500);
 
 /// What waits unsent in the socket lasts about this long, enough for us to
 /// wake up and give more.
-const UNSENT_TIME: Duration = Duration::from_millis(6);
+const UNSENT_TIME: Duration = Duration::from_millis(4);
+
+/// What a slow link's socket holds lasts about this long, besides what is on
+/// its way: every message of every connection queues behind it at the link.
+const IN_FLIGHT_TIME: Duration = Duration::from_millis(3);
 
 /// Below this rate (bytes per second) the queue between us and the link is
 /// ours to keep short; above it the kernel sizes its buffers better.
 const SLOW_LINK: f64 = 40e6;
 
-/// Bounds of what may be in a socket of a slow link.
-const LEAST_IN_FLIGHT_BYTES: f64 = 24e3;
+/// Least that the socket of a slow link may hold: with less, delayed
+/// acknowledgements stop the flow.
+const LEAST_IN_FLIGHT_BYTES: f64 = 16e3;
 
 /// Bounds of what may wait unsent.
 const UNSENT_BYTES: (f64, f64) = (16e3, 1e6);
@@ -38,7 +43,6 @@ const NEWEST: f64 = 0.3;
 /// The pace of one connection.
 #[derive(Debug)]
 pub(super) struct Pace {
-    round_trip: Duration,
     chunk_bytes: u32,
     /// Bytes per second; zero until known.
     rate: f64,
@@ -50,10 +54,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// `round_trip` as the handshake showed it.
-    pub(super) fn new(round_trip: Option<Duration>) -> Self {
-        let round_trip = round_trip.unwrap_or(UNKNOWN_ROUND_TRIP);
-        Self { round_trip, chunk_bytes: 4 * BLOCK_BYTES, rate: 0.0, full: None, taken: 0, set_for: 0.0 }
+    pub(super) fn new() -> Self {
+        Self { chunk_bytes: 4 * BLOCK_BYTES, rate: 0.0, full: None, taken: 0, set_for: 0.0 }
     }
 
     /// Bytes of the next message, a multiple of 16 KiB.
@@ -111,9 +113,9 @@ impl Pace {
         let unsent = self.rate * UNSENT_TIME.as_secs_f64();
         limit_unsent(stream, unsent.clamp(UNSENT_BYTES.0, UNSENT_BYTES.1) as u32);
         if self.rate < SLOW_LINK {
-            // Twice the round trip, so that a limit of ours never looks like
-            // the link's and shrinks itself.
-            let lasting = CHUNK_TIME + self.round_trip * 4;
+            // More than the round trip, so that a limit of ours never looks
+            // like the link's and shrinks itself.
+            let lasting = IN_FLIGHT_TIME + shortest_round_trip(stream).unwrap_or(IN_FLIGHT_TIME) * 4;
             limit_in_flight(stream, (self.rate * lasting.as_secs_f64()).max(LEAST_IN_FLIGHT_BYTES) as usize);
         }
     }

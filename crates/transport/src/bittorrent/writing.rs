@@ -44,7 +44,6 @@ pub(super) struct Writing {
     pub(super) events: mpsc::Sender<Event>,
     /// Bytes sent by the process's swarm, heads and messages included.
     pub(super) sent: Arc<AtomicU64>,
-    pub(super) round_trip: Option<Duration>,
 }
 
 /// Writes what the swarm orders until it closes the queue, or the peer does not
@@ -52,7 +51,7 @@ pub(super) struct Writing {
 pub(super) async fn write(stream: OwnedWriteHalf, orders: mpsc::Receiver<Order>, writing: Writing) {
     let (peer, events) = (writing.peer, writing.events.clone());
     let mut writer = Writer {
-        pace: Pace::new(writing.round_trip),
+        pace: Pace::new(),
         stream,
         orders,
         swarm: writing,
