@@ -265,6 +265,19 @@ impl World {
         self.nodes.iter().filter(|node| node.alive).map(|node| node.owed.len()).sum()
     }
 
+    /// Which honest living nodes owe whom an answer.
+    pub(crate) fn debts(&self, guilty: &[usize]) -> String {
+        let owed = |(number, node): (usize, &Node)| {
+            let debts = node.owed.keys().filter_map(|(peer, piece, block)| {
+                let debtor = self.other(*node.links.get(peer)?, number);
+                let line = format!("node {number} waits for {debtor} to answer for block {block} of piece {piece}\n");
+                (!guilty.contains(&debtor)).then_some(line)
+            });
+            debts.collect::<String>()
+        };
+        self.nodes.iter().enumerate().filter(|(_, node)| node.alive).map(owed).collect()
+    }
+
     pub(crate) fn describe(&self) -> String {
         let line = |(number, node): (usize, &Node)| {
             let view = node.engine.view();
@@ -321,6 +334,12 @@ impl World {
         match event {
             Event::Start => {
                 self.step(node, Input::Tick);
+                // A driver writes the twins of what it finds.
+                for piece in self.plan.nodes[node].have.clone().iter() {
+                    for twin in self.plan.twins_of(piece) {
+                        self.step(node, Input::Verified(twin, Verdict::Good));
+                    }
+                }
                 if let Some(peers) = self.plan.acquaintances(node) {
                     self.step(node, Input::Found(peers.into_iter().map(address).collect()));
                 }
@@ -354,7 +373,7 @@ impl World {
                 self.nodes[node].asked.retain(|(owing, ..)| *owing != peer);
             }
             Message::Reject(block) => {
-                assert!(fast, "a reject needs the fast extension");
+                assert!(fast || self.nodes[self.other(link, node)].nature == Nature::Refuser, "a reject needs BEP 6");
                 self.answered(node, peer, *block, false);
             }
             _ => {}
@@ -571,7 +590,12 @@ impl World {
                     let kept = here.kept.get(&block.piece).is_some_and(|kept| kept.contains_key(&index));
                     assert!(!kept, "node {node} asks for a block it holds");
                     let key = (peer, block.piece, index);
-                    assert!(here.asked.insert(key), "node {node} asks {peer:?} twice for {block:?} at {:?}, seed {}", self.now, self.plan.seed);
+                    assert!(
+                        here.asked.insert(key),
+                        "node {node} asks {peer:?} twice for {block:?} at {:?}, seed {}",
+                        self.now,
+                        self.plan.seed
+                    );
                     *here.owed.entry(key).or_default() += 1;
                 }
             }
