@@ -867,11 +867,19 @@ fn node_at(address: SocketAddr) -> Option<u32> {
     u32::from(ip).checked_sub(0x0A00_0001)
 }
 
-/// A drop that says that the peer broke a rule.
+/// A drop that says that the peer broke a rule. A peer that never answers may
+/// be frozen or out of reach.
 fn is_accusation(why: &Why) -> bool {
     !matches!(
         why,
-        Why::Ourselves | Why::Duplicate | Why::Full | Why::Displaced | Why::BothComplete | Why::Silent | Why::Banned
+        Why::Ourselves
+            | Why::Duplicate
+            | Why::Full
+            | Why::Displaced
+            | Why::BothComplete
+            | Why::Silent
+            | Why::Banned
+            | Why::NeverAnswers(_)
     )
 }
 
