@@ -76,6 +76,8 @@ pub struct Engine {
     piece_time: Duration,
     /// Between two parts of a piece from kin.
     gap: Duration,
+    /// From a request of ours until its first bytes come, as it usually is.
+    answer: Duration,
     /// Kin are sending to us. When that ended, or we asked by ourselves.
     is_fed: bool,
     hungry_since: Time,
@@ -126,11 +128,12 @@ impl Engine {
             ledger: Ledger::default(),
             chance: Chance::new(seed, 1),
             failed_pieces: 0,
-            uplink: Uplink::new(&policy, have.is_full()),
+            uplink: Uplink::new(&policy),
             offering: offers::Offering::new(have.is_full(), shape.pieces()),
             downlink: Rates::default(),
             piece_time: Duration::ZERO,
             gap: Duration::ZERO,
+            answer: Duration::ZERO,
             is_fed: false,
             hungry_since: Time::ZERO,
             next_exchange: Time::MAX,

@@ -81,6 +81,8 @@ pub(crate) struct Link {
     pub(crate) outstanding: Vec<Run>,
     /// When the running transfer from kin was requested.
     pub(crate) asked_at: Time,
+    /// What we asked for last has begun to come.
+    pub(crate) comes: bool,
     /// When it last made progress on what it owes us.
     pub(crate) owed_since: Time,
     pub(crate) snubbed: bool,
@@ -215,6 +217,7 @@ impl Link {
             chokes_us: true,
             outstanding: Vec::new(),
             asked_at: now,
+            comes: false,
             owed_since: now,
             snubbed: false,
             strikes: 0,

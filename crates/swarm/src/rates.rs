@@ -8,68 +8,89 @@ use crate::time::Time;
 /// Transfers side by side that are told apart.
 const LEVELS: usize = 8;
 
-/// A sample spans at least this much time and this many reports, so that the
+/// A sample spans at least this much time and so many reports, so that the
 /// bursts of socket buffers even out.
 const SAMPLE_TIME: Duration = Duration::from_millis(20);
-const SAMPLE_REPORTS: u32 = 8;
+const SAMPLE_REPORTS: u16 = 4;
+
+/// A sample may also be this long with few reports.
+const LONG_SAMPLE: Duration = Duration::from_millis(100);
 
 /// Bytes per second at one transfer, at two, and so on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rates {
-    by_level: [u32; LEVELS],
-    /// The running sample: with how many transfers, since when, what came.
+    levels: [Level; LEVELS],
+    /// How many transfers run, and since when that is counted.
     level: u8,
     since: Time,
-    bytes: u64,
-    reports: u32,
+}
+
+/// So many transfers side by side: what is known and what is being sampled.
+/// A sample goes on when the level comes again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Level {
+    rate: u32,
+    reports: u16,
+    bytes: u32,
+    took: Duration,
 }
 
 impl Rates {
-    /// From now on this many transfers share the link. A sample that was too
-    /// short to count is lost.
+    /// From now on this many transfers share the link.
     pub(crate) fn shared_by(&mut self, transfers: usize, now: Time) {
-        let level = transfers.min(LEVELS) as u8;
-        if level != self.level {
-            self.close(now);
-            (self.level, self.since, self.bytes, self.reports) = (level, now, 0, 0);
-        }
+        self.count(now);
+        self.level = transfers.min(LEVELS) as u8;
     }
 
     /// Bytes went through.
     pub(crate) fn moved(&mut self, bytes: u32, now: Time) {
-        self.bytes += u64::from(bytes);
-        self.reports += 1;
-        if self.reports >= SAMPLE_REPORTS && now - self.since >= SAMPLE_TIME {
-            self.close(now);
-            (self.since, self.bytes, self.reports) = (now, 0, 0);
+        self.count(now);
+        if let Some(level) = self.running() {
+            level.bytes = level.bytes.saturating_add(bytes);
+            level.reports = level.reports.saturating_add(1);
+            level.close();
         }
     }
 
-    fn close(&mut self, now: Time) {
-        let took = now - self.since;
-        // One report of a whole piece is a sample too, if it took its time.
-        let enough = took >= SAMPLE_TIME && (self.reports >= SAMPLE_REPORTS || took >= 5 * SAMPLE_TIME);
-        let (Some(level), true) = (usize::from(self.level).checked_sub(1), enough && self.bytes > 0) else { return };
-        let sample = u128::from(self.bytes) * 1_000_000_000 / took.as_nanos().max(1);
-        let sample = u32::try_from(sample).unwrap_or(u32::MAX);
-        let known = &mut self.by_level[level];
-        *known = if *known == 0 { sample } else { (u64::from(*known) * 3 / 4 + u64::from(sample) / 4) as u32 };
+    fn count(&mut self, now: Time) {
+        let passed = now - self.since;
+        self.since = now;
+        if let Some(level) = self.running() {
+            level.took += passed;
+        }
+    }
+
+    fn running(&mut self) -> Option<&mut Level> {
+        usize::from(self.level).checked_sub(1).map(|at| &mut self.levels[at])
     }
 
     /// How many transfers fill the link: one more would bring less than a
     /// quarter of a fair share.
     pub(crate) fn filling(&self) -> usize {
         let brings = |level: &usize| {
-            let (with, without) = (u64::from(self.by_level[*level]), u64::from(self.by_level[*level - 1]));
-            with * 4 * *level as u64 > without * (4 * *level as u64 + 1)
+            let (with, without) = (u64::from(self.levels[*level].rate), u64::from(self.levels[*level - 1].rate));
+            with * 2 * *level as u64 > without * (2 * *level as u64 + 1)
         };
         1 + (1..LEVELS).take_while(brings).count()
     }
 
     /// Bytes per second of the filled link; 0 while unknown.
     pub(crate) fn full(&self) -> u64 {
-        let known = self.by_level[self.filling() - 1];
-        u64::from(if known == 0 { self.by_level.iter().copied().max().unwrap_or(0) } else { known })
+        let known = self.levels[self.filling() - 1].rate;
+        u64::from(if known == 0 { self.levels.iter().map(|level| level.rate).max().unwrap_or(0) } else { known })
+    }
+}
+
+impl Level {
+    fn close(&mut self) {
+        let enough = self.took >= SAMPLE_TIME && (self.reports >= SAMPLE_REPORTS || self.took >= LONG_SAMPLE);
+        if !enough {
+            return;
+        }
+        let sample = u128::from(self.bytes) * 1_000_000_000 / self.took.as_nanos().max(1);
+        let sample = u32::try_from(sample).unwrap_or(u32::MAX);
+        self.rate = if self.rate == 0 { sample } else { (u64::from(self.rate) * 3 / 4 + u64::from(sample) / 4) as u32 };
+        (self.reports, self.bytes, self.took) = (0, 0, Duration::ZERO);
     }
 }
 

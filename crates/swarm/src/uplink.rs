@@ -31,7 +31,7 @@ const JUDGED_TIME: Duration = Duration::from_millis(20);
 
 /// Of so many transfers one is used to try more of them side by side than
 /// fill the uplink as far as we know, and one to try fewer.
-const TRIAL: u64 = 16;
+const TRIAL: u64 = 64;
 
 /// Shortest and longest silence of a transfer after which others begin beside
 /// it.
@@ -64,8 +64,6 @@ pub(crate) struct Uplink {
     lead: u64,
     foreign_share: u64,
     foreign_limit: u32,
-    /// Transfers side by side at least.
-    least: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,9 +73,7 @@ struct Alone {
 }
 
 impl Uplink {
-    /// The uplink of a seed never waits for one receiver: new pieces come from
-    /// nowhere else.
-    pub(crate) fn new(policy: &Policy, seed: bool) -> Uplink {
+    pub(crate) fn new(policy: &Policy) -> Uplink {
         Uplink {
             rates: Rates::default(),
             latency: Duration::from_millis(1),
@@ -90,7 +86,6 @@ impl Uplink {
             alone: None,
             part: 0,
             credit: 0,
-            least: if seed { 2 } else { 1 },
             served: 0,
             lead: policy.lead_bytes,
             foreign_share: u64::from(policy.foreign_share.max(2)),
@@ -113,6 +108,11 @@ impl Uplink {
         (self.latency * 8).clamp(Duration::from_millis(100), Duration::from_secs(1))
     }
 
+    /// From a suggestion to its answer, as it usually is.
+    pub(crate) fn latency(&self) -> Duration {
+        self.latency
+    }
+
     /// Bytes to send below which the next piece is offered.
     pub(crate) fn lead(&self) -> u64 {
         let product = 2 * bytes_in(self.latency, self.rate());
@@ -133,7 +133,7 @@ impl Uplink {
 
     /// Transfers that shall run side by side.
     fn target(&self) -> usize {
-        let filling = self.rates.filling().max(self.least);
+        let filling = self.rates.filling();
         match self.begun % TRIAL {
             3 => filling + 1,
             11 => (filling - 1).max(1),
@@ -153,7 +153,9 @@ impl Uplink {
     /// A suggestion was answered, or nobody waits for the answer any more.
     pub(crate) fn answered(&mut self, bytes: u32, took: Duration) {
         self.offered = self.offered.saturating_sub(bytes.into());
-        self.latency = took.min(Duration::from_secs(1)).max(self.latency * 15 / 16);
+        let took = took.min(Duration::from_secs(1));
+        self.latency =
+            if took < self.latency { self.latency * 3 / 4 + took / 4 } else { self.latency * 7 / 8 + took / 8 };
     }
 
     pub(crate) fn requested(&mut self, link: &mut Link, block: Block, now: Time) {
@@ -303,7 +305,7 @@ impl Uplink {
         let took = now - alone.since;
         if alone.bytes >= JUDGED_BYTES && took >= JUDGED_TIME {
             let usual = bytes_in(took, self.rates.full());
-            let is_slow = alone.bytes * 2 < usual;
+            let is_slow = alone.bytes * 3 < usual;
             *alone = Alone { since: now, bytes: 0 };
             if is_slow {
                 self.is_slow(link, now);
@@ -392,7 +394,7 @@ mod tests {
 
     #[test]
     fn kin_get_one_piece_after_the_other() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         assert!(uplink.wants_offer(&links));
         uplink.requested(&mut links[1], piece(1), at(0));
@@ -409,7 +411,7 @@ mod tests {
 
     #[test]
     fn beside_a_slow_receiver_others_are_served() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         let mut now = 0;
         let mut transfer = |uplink: &mut Uplink, links: &mut Links, parts: u32, millis: u64| {
@@ -425,7 +427,7 @@ mod tests {
         };
         transfer(&mut uplink, &mut links, 160, 2);
         assert!((7_000_000..9_000_000).contains(&uplink.rate()), "{}", uplink.rate());
-        let now = transfer(&mut uplink, &mut links, 8, 6);
+        let now = transfer(&mut uplink, &mut links, 8, 8);
         assert!(links[0].slow && uplink.wants_offer(&links));
         uplink.requested(&mut links[1], piece(1), now);
         assert_eq!(next(&mut uplink, &mut links, now), Some((1, 1)));
@@ -435,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_stalled_transfer_lets_others_by() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         uplink.requested(&mut links[0], piece(0), at(0));
         uplink.requested(&mut links[1], piece(1), at(0));
@@ -447,7 +449,7 @@ mod tests {
 
     #[test]
     fn foreign_clients_take_turns_and_a_share_beside_kin() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         let mut links = links(&[Kind::Foreign, Kind::Foreign, Kind::Kin]);
         for index in 0..20 {
             uplink.requested(&mut links[0], block(0, index), at(0));
@@ -466,7 +468,7 @@ mod tests {
 
     #[test]
     fn a_cancel_takes_back_all_that_waits_within_it() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         let mut links = links(&[Kind::Kin]);
         for index in 0..3 {
             uplink.requested(&mut links[0], block(1, index), at(0));
@@ -479,12 +481,14 @@ mod tests {
 
     #[test]
     fn the_lead_follows_rate_and_latency() {
-        let mut uplink = Uplink::new(&Policy::default(), false);
+        let mut uplink = Uplink::new(&Policy::default());
         assert_eq!(uplink.lead(), 32 << 10);
         uplink.rates.shared_by(1, at(0));
         (1..=100).for_each(|step| uplink.rates.moved(1_000_000, at(step * 4)));
-        uplink.offer(PIECE);
-        uplink.answered(PIECE, Duration::from_millis(10));
+        for _ in 0..100 {
+            uplink.offer(PIECE);
+            uplink.answered(PIECE, Duration::from_millis(10));
+        }
         let lead = uplink.lead();
         assert!((4_900_000..5_100_000).contains(&lead), "{lead}");
         assert_eq!(uplink.patience(), Duration::from_millis(100));
