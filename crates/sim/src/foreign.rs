@@ -38,6 +38,8 @@ struct Link {
     queue: VecDeque<Block>,
     sending: bool,
     received: u64,
+    /// It let us wait for too long and is not asked until it sends something.
+    gave_up: bool,
 }
 
 /// A piece begun.
@@ -134,9 +136,23 @@ impl Foreign {
             self.next_round = now + ROUND;
             self.round(out);
             for at in 0..self.links.len() {
+                self.give_up(at, now, out);
+            }
+            for at in 0..self.links.len() {
                 self.ask(at, now, out);
             }
         }
+    }
+
+    /// What a peer has owed for too long is asked of others.
+    fn give_up(&mut self, at: usize, now: Nanos, out: &mut Vec<Output>) {
+        let link = &self.links[at];
+        if link.owed.is_empty() || link.owed_since + PATIENCE > now {
+            return;
+        }
+        out.extend(link.owed.iter().map(|block| Output::Say(link.peer, Message::Cancel(*block))));
+        self.release(at);
+        self.links[at].gave_up = true;
     }
 
     fn announce(&self, event: Option<Event>, out: &mut Vec<Output>) {
@@ -180,6 +196,7 @@ impl Foreign {
             queue: VecDeque::new(),
             sending: false,
             received: 0,
+            gave_up: false,
         });
         if !self.have.is_empty() {
             out.push(Output::Say(peer, Message::Bitfield(self.have.to_bitfield())));
@@ -282,7 +299,7 @@ impl Foreign {
     /// Keeps the pipeline to a peer full.
     fn ask(&mut self, at: usize, now: Nanos, out: &mut Vec<Output>) {
         let link = &self.links[at];
-        if link.chokes_us || !link.we_want || (!link.owed.is_empty() && link.owed_since + PATIENCE < now) {
+        if link.chokes_us || !link.we_want || link.gave_up {
             return;
         }
         while self.links[at].owed.len() < PIPELINE {
@@ -349,6 +366,7 @@ impl Foreign {
         link.owed.retain(|owed| *owed != block);
         link.owed_since = now;
         link.received += u64::from(block.length);
+        link.gave_up = false;
         if let Some(begun) = self.begun.iter_mut().find(|begun| begun.piece == block.piece) {
             let before = begun.missing.len();
             begun.missing.retain(|(missing, _)| *missing != block);

@@ -41,12 +41,12 @@ fn a_disk_limits() {
     });
 }
 
-/// An uplink of a tenth of a node's link cannot be passed faster.
+/// An uplink below a node's link cannot be passed faster.
 #[test]
 fn an_uplink_limits() {
-    both(scenario("nodes = 4\nracks = 2\nrate = '100Mbit'\nuplink = '10Mbit'"), |scenario| {
+    both(scenario("nodes = 4\nracks = 2\nrate = '100Mbit'\nuplink = '50Mbit'"), |scenario| {
         let report = sound(scenario, 1);
-        assert!(report.bound as f64 / 1e9 >= f64::from(32 << 20) / payload_rate(10_000_000));
+        assert!(report.bound as f64 / 1e9 >= f64::from(32 << 20) / payload_rate(50_000_000));
         assert!(report.ratio() >= 0.98, "{:?}: {}", scenario.network.model, report.ratio());
     });
 }
@@ -62,7 +62,8 @@ fn the_bound_holds() {
     });
 }
 
-/// Figure p of the issue begins here: both models see the same swarm.
+/// Both models see the same swarm. The fine one adds what TCP costs: slow
+/// starts, and messages that wait behind data.
 #[test]
 fn the_models_agree() {
     let mut scenario = load("a.toml");
@@ -71,5 +72,5 @@ fn the_models_agree() {
         scenario.network.model = model;
         run(&scenario, 1).ratio()
     });
-    assert!((ratios[0] / ratios[1] - 1.0).abs() < 0.06, "{ratios:?}");
+    assert!((ratios[0] / ratios[1] - 1.0).abs() < 0.15, "{ratios:?}");
 }

@@ -32,5 +32,6 @@ fn a_run_ends_when_a_piece_is_lost() {
     let report = run(&scenario, 1);
     assert_eq!((report.finished, report.unfinished), (0, 24));
     assert!(report.violations.is_empty(), "{:?}", report.violations);
-    assert!(report.samples.last().unwrap().at < 20 * report.bound, "it does not wait for the deadline");
+    // Not the deadline, which is twenty minutes later.
+    assert!(report.samples.last().unwrap().at < 60 * 1_000_000_000);
 }

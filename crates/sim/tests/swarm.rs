@@ -27,7 +27,7 @@ fn a_node_half_as_fast_delays_only_itself() {
     let mut scenario = load("b.toml");
     let text = "[image]\nsize='1MiB'\npiece='64KiB'\n[fabric]\nnodes=50\nrate='1Mbit'\n[[slow]]\nwho={share=0.05}\nrate='10Mbit'\n";
     scenario.slow = rackswarm_sim::Scenario::parse(text, "slow").unwrap().slow;
-    scenario.network.model = rackswarm_sim::Model::Transfers;
+    scenario.limits = rackswarm_sim::scenario::Limits::default();
     let report = sound(&scenario, 1);
     assert!(report.median as f64 / (report.t_star as f64) < 1.10, "{}", report.median);
 }
