@@ -1,12 +1,15 @@
 //! Blocks are asked for, of foreign clients one by one, and come; pieces are
 //! judged.
 
+use std::time::Duration;
+
 use wire::peer::{BLOCK_BYTES, Block, Message, RackMessage};
 
 use super::Engine;
 use crate::io::{Output, Peer, Why};
 use crate::peer::Kind;
 use crate::picker::{Arrival, Forgotten, Run, Supply};
+use crate::time::time_for;
 
 /// Places for pieces that foreign clients leave to kin.
 const KIN_PLACES: usize = 2;
@@ -134,7 +137,7 @@ impl Engine {
         link.count_received(run, block.length, self.now);
         let is_kin = link.is_kin();
         if is_kin && asked {
-            self.flow_moved(peer, run, gap, block.length);
+            self.flow_moved(peer, gap, block.length);
         }
         let kept: u32 = fresh.iter().map(|run| run.place(&self.shape).length).sum();
         self.ledger.kept(&party, kept);
@@ -156,10 +159,15 @@ impl Engine {
     }
 
     /// A transfer from kin went on, or ended.
-    fn flow_moved(&mut self, peer: Peer, run: Run, gap: std::time::Duration, bytes: u32) {
-        self.downlink.moved(bytes, self.now);
-        // The first part waits for the sender's uplink.
-        if run.first > 0 {
+    fn flow_moved(&mut self, peer: Peer, gap: Duration, bytes: u32) {
+        if let Some(link) = self.links.get_mut(peer).filter(|link| !link.comes) {
+            // The first part waited for the sender's uplink.
+            link.comes = true;
+            let sending = time_for(bytes.into(), self.downlink.full());
+            self.answer = usual(self.answer, gap.saturating_sub(sending).min(Duration::from_secs(1)));
+            self.flows_changed();
+        } else {
+            self.downlink.moved(bytes, self.now);
             self.gap = self.gap.max(gap).min(self.gap * 7 / 8 + gap / 4);
         }
         let Some(link) = self.links.get(peer) else { return };
@@ -361,4 +369,10 @@ impl Engine {
             self.ban(party.id, address);
         }
     }
+}
+
+/// Of delays the usual, not the worst: it falls quickly and rises slowly, since
+/// what makes us accept more also makes each wait longer.
+fn usual(known: Duration, new: Duration) -> Duration {
+    if new < known { known / 2 + new / 2 } else { known * 15 / 16 + new / 16 }
 }

@@ -10,7 +10,7 @@ use super::offers::SIXTEENTHS;
 use crate::io::{Output, Peer, Why};
 use crate::peer::Link;
 use crate::picker::Run;
-use crate::time::Time;
+use crate::time::{Time, bytes_in};
 
 /// Transfers from kin at once, whatever the downlink takes.
 const MAX_FLOWS: usize = 8;
@@ -54,6 +54,7 @@ impl Engine {
         if link.outstanding.is_empty() {
             link.owed_since = self.now;
             link.asked_at = self.now;
+            link.comes = false;
         }
         link.outstanding.push(run);
         let longest = (link.max_request / BLOCK_BYTES).max(1);
@@ -63,13 +64,6 @@ impl Engine {
             let block: Block = Run { first, count, ..run }.place(&self.shape);
             self.say(peer, Message::Request(block), out);
         }
-    }
-
-    /// Transfers that fill our downlink and hide the gaps between them. At
-    /// least two: with one the next sender is not found in time, with three
-    /// pieces take so long that their first copies spread late (simulated).
-    fn taken_at_once(&self) -> usize {
-        self.downlink.filling().max(2)
     }
 
     /// Kin that are sending to us.
@@ -89,59 +83,66 @@ impl Engine {
         link.owes_blocks() as u64 * u64::from(BLOCK_BYTES)
     }
 
+    /// What may still be on its way to us when the next piece is accepted: as
+    /// much as comes until that piece begins to.
     fn slack(&self) -> u64 {
-        u64::from(self.shape.piece_length()) * u64::from(self.policy.accept_sixteenths) / u64::from(SIXTEENTHS)
+        let least =
+            u64::from(self.shape.piece_length()) * u64::from(self.policy.accept_sixteenths) / u64::from(SIXTEENTHS);
+        least.max(bytes_in(self.answer, self.downlink.full()))
     }
 
-    fn fills(&self, link: &Link) -> bool {
-        Self::bytes_left(link) > self.slack() && !self.is_stale(link)
+    /// Bytes on their way to us that can be counted on, from how many, and how
+    /// many transfers there are in all.
+    fn expected(&self) -> (u64, usize, usize) {
+        let (mut bytes, mut busy, mut all) = (0, 0, 0);
+        for link in self.flows() {
+            all += 1;
+            if !self.is_stale(link) {
+                bytes += self.still_to_come(link);
+                busy += 1;
+            }
+        }
+        (bytes, busy, all)
+    }
+
+    /// What a transfer has still to bring. The driver tells of whole chunks;
+    /// what came since the last is judged by the time.
+    fn still_to_come(&self, link: &Link) -> u64 {
+        let left = Self::bytes_left(link);
+        let since = if link.comes { bytes_in(self.now - link.owed_since, self.downlink.full()) } else { 0 };
+        left.saturating_sub(since).max(left / 4)
     }
 
     /// What comes from another rack, or from a source outside of all, is let in
     /// beside the rest: the whole rack waits for it.
     fn has_room(&self, near: bool) -> bool {
-        let (mut busy, mut all) = (0, 0);
-        for link in self.flows() {
-            busy += usize::from(self.fills(link));
-            all += 1;
-        }
-        let filling = self.taken_at_once();
-        let extra = usize::from(!near);
-        busy < filling + extra && all < (filling + 2 + extra).min(MAX_FLOWS)
+        let (bytes, busy, all) = self.expected();
+        let filling = self.downlink.filling();
+        let beside = if near { 0 } else { u64::from(self.shape.piece_length()) };
+        all < MAX_FLOWS && (busy < filling || bytes <= self.slack() * filling as u64 + beside)
     }
 
     /// How much is on its way to us before the next piece can begin, in
     /// sixteenths of a piece; 0 when nothing is.
     pub(super) fn inbound(&self) -> u8 {
-        let filling = self.taken_at_once();
-        let mut left = [u64::MAX; MAX_FLOWS];
-        let (mut all, mut busy) = (0, 0);
-        for link in self.flows() {
-            all += 1;
-            busy += usize::from(self.fills(link));
-            let bytes = Self::bytes_left(link);
-            let at = left.partition_point(|other| *other <= bytes);
-            if at < MAX_FLOWS {
-                left[at..].rotate_right(1);
-                left[at] = bytes;
-            }
-        }
+        let (bytes, busy, all) = self.expected();
         if all == 0 {
             return 0;
         }
+        let filling = self.downlink.filling();
         if busy < filling {
             return 1;
         }
-        // The next may begin when one of those that fill the link ends.
-        let first_end = left[busy.saturating_sub(filling).min(MAX_FLOWS - 1)];
         let sixteenth = u64::from(self.shape.piece_length() / SIXTEENTHS).max(1);
-        u8::try_from(first_end / sixteenth + 1).unwrap_or(u8::MAX)
+        let before = (bytes / filling as u64).saturating_sub(self.slack());
+        u8::try_from(before / sixteenth + 1).unwrap_or(u8::MAX)
     }
 
     /// A transfer began or ended.
     pub(super) fn flows_changed(&mut self) {
         let flows = self.flows().count();
-        self.downlink.shared_by(flows, self.now);
+        let coming = self.flows().filter(|link| link.comes).count();
+        self.downlink.shared_by(coming, self.now);
         let was_fed = std::mem::replace(&mut self.is_fed, flows > 0);
         if was_fed && flows == 0 {
             self.hungry_since = self.now;

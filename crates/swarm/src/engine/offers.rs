@@ -35,7 +35,7 @@ pub(super) struct Offering {
     barren_until: Time,
     /// Neighbours in the order of preference: by when they have room, then by
     /// what they have. Kept for its memory.
-    ranked: Vec<(Time, u32, u32, u32)>,
+    ranked: Vec<(Time, u32, u32)>,
 }
 
 impl Offering {
@@ -136,7 +136,7 @@ impl Engine {
                 continue;
             }
             let lot = (at as u32 ^ turn).wrapping_mul(0x9E37_79B9);
-            self.offering.ranked.push((link.free_at.max(self.now), link.has.count(), lot, at as u32));
+            self.offering.ranked.push((link.free_at.max(self.now), lot, at as u32));
         }
         self.offering.ranked.sort_unstable();
         if let Some(until) = self.offering.rests_until.filter(|until| *until > self.now) {
@@ -148,12 +148,9 @@ impl Engine {
         }
     }
 
-    /// How far ahead of its need a neighbour takes a piece: what we have still
-    /// to send passes until then.
+    /// How far ahead of its having room a neighbour is asked: an answer's time.
     fn horizon(&self) -> Duration {
-        let slack =
-            u64::from(self.shape.piece_length()) * u64::from(self.policy.accept_sixteenths) / u64::from(SIXTEENTHS);
-        self.uplink.time_for(slack + self.uplink.lead())
+        self.uplink.latency()
     }
 
     fn could_take(&self, link: &Link, lead: u64) -> bool {
@@ -176,7 +173,7 @@ impl Engine {
         let rests = self.offering.rests(self.now);
         let candidates = rotated(self.shape.pieces(), &mut self.chance, word);
         let offered =
-            candidates.filter(|piece| !link.has_declined(*piece) && !(rests && self.offering.times_sent(*piece) > 0));
+            candidates.filter(|piece| !link.has_declined(*piece) && (!rests || self.offering.times_sent(*piece) == 0));
         let rank = |piece: u32| (self.offering.times_sent(piece), self.picker.holders(piece));
         least(offered, rank, &mut self.chance)
     }
@@ -246,6 +243,13 @@ impl Engine {
             if useful {
                 self.offering.barren_until = Time::ZERO;
             }
+        }
+    }
+
+    /// Who has nearly all that it asked for may be offered the next piece.
+    pub(super) fn nearly_served(&mut self, at: usize) {
+        if self.offering.barren_until > self.now && self.could_take(&self.links[at], self.uplink.lead()) {
+            self.offering.barren_until = Time::ZERO;
         }
     }
 

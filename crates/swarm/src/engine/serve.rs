@@ -97,6 +97,7 @@ impl Engine {
         link.count_sent(block.length);
         self.uplink.sent(link, block.length, self.now);
         self.ledger.sent(&party, block.length);
+        self.nearly_served(at);
         self.feed_uplink(out);
     }
 
