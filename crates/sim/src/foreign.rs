@@ -23,6 +23,9 @@ const ROUND: Nanos = 10 * SECOND;
 const PEERS: usize = 30;
 /// A peer that owes for so long is not asked any more.
 const PATIENCE: Nanos = 60 * SECOND;
+/// A peer with so many is not asked any more; one that sent all of a corrupt
+/// piece has them at once.
+const STRIKES: u32 = 3;
 /// Requests queued for one peer at most.
 const QUEUE: usize = 250;
 
@@ -40,6 +43,8 @@ struct Link {
     received: u64,
     /// It let us wait for too long and is not asked until it sends something.
     gave_up: bool,
+    /// Pieces with bytes of it that turned out to be corrupt.
+    strikes: u32,
 }
 
 /// A piece begun.
@@ -48,6 +53,8 @@ struct Begun {
     peer: Option<Peer>,
     /// Blocks not yet kept; the flag says that it was asked for.
     missing: Vec<(Block, bool)>,
+    /// Who sent blocks of it.
+    senders: Vec<Peer>,
 }
 
 /// The client.
@@ -197,6 +204,7 @@ impl Foreign {
             sending: false,
             received: 0,
             gave_up: false,
+            strikes: 0,
         });
         if !self.have.is_empty() {
             out.push(Output::Say(peer, Message::Bitfield(self.have.to_bitfield())));
@@ -299,7 +307,7 @@ impl Foreign {
     /// Keeps the pipeline to a peer full.
     fn ask(&mut self, at: usize, now: Nanos, out: &mut Vec<Output>) {
         let link = &self.links[at];
-        if link.chokes_us || !link.we_want || link.gave_up {
+        if link.chokes_us || !link.we_want || link.gave_up || link.strikes >= STRIKES {
             return;
         }
         while self.links[at].owed.len() < PIPELINE {
@@ -341,7 +349,7 @@ impl Foreign {
             ranked.into_iter().filter(|(count, _)| *count == rarest).map(|(_, piece)| piece).collect();
         let piece = candidates[self.chance(candidates.len())];
         let missing = (0..self.shape.blocks(piece)).map(|index| (self.shape.block(piece, index), false)).collect();
-        self.begun.push(Begun { piece, peer: None, missing });
+        self.begun.push(Begun { piece, peer: None, missing, senders: Vec::new() });
         Some(self.begun.len() - 1)
     }
 
@@ -371,6 +379,9 @@ impl Foreign {
             let before = begun.missing.len();
             begun.missing.retain(|(missing, _)| *missing != block);
             if begun.missing.len() < before {
+                if !begun.senders.contains(&peer) {
+                    begun.senders.push(peer);
+                }
                 out.push(Output::Keep(peer, block));
                 if begun.missing.is_empty() {
                     out.push(Output::Verify(block.piece));
@@ -381,7 +392,13 @@ impl Foreign {
     }
 
     fn verified(&mut self, piece: u32, good: bool, now: Nanos, out: &mut Vec<Output>) {
-        self.begun.retain(|begun| begun.piece != piece);
+        let at = self.begun.iter().position(|begun| begun.piece == piece);
+        let senders = at.map_or_else(Vec::new, |at| self.begun.swap_remove(at).senders);
+        if !good {
+            let strikes = if senders.len() == 1 { STRIKES } else { 1 };
+            let guilty = self.links.iter_mut().filter(|link| senders.contains(&link.peer));
+            guilty.for_each(|link| link.strikes += strikes);
+        }
         if good && self.have.insert(piece) {
             out.extend(self.links.iter().map(|link| Output::Say(link.peer, Message::Have(piece))));
             if self.have.is_full() {
