@@ -1,0 +1,460 @@
+//! One engine among its own kind, scripted: each rule of cooperation by
+//! itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rackswarm_swarm::policy::ChokerKind;
+use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
+use wire::announce::Guidance;
+use wire::peer::{
+    Block, Extended, ExtensionHandshake, ExtensionIds, Message, PeerId, Pex, RackHello, RackMessage, RackName,
+};
+
+const PIECES: u32 = 40;
+const BLOCKS: u32 = 16;
+const BYTES: u32 = 16384;
+const A: Peer = Peer(1);
+const B: Peer = Peer(2);
+const C: Peer = Peer(3);
+const D: Peer = Peer(4);
+
+struct Script {
+    engine: Engine,
+    now: Duration,
+}
+
+fn shape() -> Shape {
+    Shape::new(u64::from(PIECES * BLOCKS * BYTES), BLOCKS * BYTES).unwrap()
+}
+
+fn id(number: u32) -> PeerId {
+    let mut id = [0; 20];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    PeerId(id)
+}
+
+fn whole(piece: u32) -> Block {
+    Block { piece, offset: 0, length: BLOCKS * BYTES }
+}
+
+fn part(piece: u32, first: u32, count: u32) -> Block {
+    Block { piece, offset: first * BYTES, length: count * BYTES }
+}
+
+fn set(of: &[u32]) -> PieceSet {
+    let mut set = PieceSet::empty(PIECES);
+    of.iter().for_each(|&piece| assert!(set.insert(piece)));
+    set
+}
+
+fn hello(rack: Option<&str>) -> Message {
+    let rack = rack.map(|name| RackName::new(name).unwrap());
+    ExtensionHandshake {
+        ids: ExtensionIds::OURS,
+        rack: Some(RackHello { rack, max_request_bytes: 1 << 20, zstd: false }),
+        ..ExtensionHandshake::default()
+    }
+    .into()
+}
+
+fn cooperative() -> Policy {
+    Policy { choker: ChokerKind::Cooperative, ..Policy::default() }
+}
+
+impl Script {
+    fn new(setup: Setup, policy: Policy) -> Script {
+        let engine = Engine::new(id(100), setup, policy, 1);
+        let mut script = Script { engine, now: Duration::ZERO };
+        script.step(Input::Tick);
+        script.announced(None);
+        script
+    }
+
+    fn with(have: PieceSet) -> Script {
+        Script::new(Setup::new(shape(), have), cooperative())
+    }
+
+    fn announced(&mut self, guidance: Option<Guidance>) -> Vec<Output> {
+        self.step(Input::Announced { interval: Duration::from_secs(3600), peers: Vec::new(), guidance })
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Output> {
+        let mut out = Vec::new();
+        self.engine.step(self.now, input, &mut out);
+        out
+    }
+
+    fn say(&mut self, peer: Peer, message: impl Into<Message>) -> Vec<Output> {
+        self.step(Input::Said(peer, message.into()))
+    }
+
+    fn connect(&mut self, peer: Peer) -> Vec<Output> {
+        let address = SocketAddr::from(([10, 0, 0, peer.0 as u8], 6881));
+        let speaks = Speaks { fast: true, extended: true };
+        self.step(Input::Connected { peer, side: Side::Inbound, address, id: id(peer.0), speaks })
+    }
+
+    /// One of our own kind that has these pieces.
+    fn kin(&mut self, peer: Peer, has: &[u32], rack: Option<&str>) -> Vec<Output> {
+        self.connect(peer);
+        let mut out = self.say(peer, Message::Bitfield(set(has).to_bitfield()));
+        out.extend(self.say(peer, hello(rack)));
+        out
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Output> {
+        let until = self.now + time;
+        let mut all = Vec::new();
+        while let Some(due) = self.engine.deadline().filter(|due| *due <= until) {
+            self.now = due;
+            all.extend(self.step(Input::Tick));
+        }
+        self.now = until;
+        all
+    }
+
+    fn deliver(&mut self, peer: Peer, piece: u32) -> Vec<Output> {
+        (0..BLOCKS).flat_map(|index| self.step(Input::Arrived(peer, part(piece, index, 1)))).collect()
+    }
+}
+
+fn suggested(outputs: &[Output]) -> Vec<(Peer, u32)> {
+    let suggested = |output: &Output| match output {
+        Output::Say(peer, Message::Suggest(piece)) => Some((*peer, *piece)),
+        _ => None,
+    };
+    outputs.iter().filter_map(suggested).collect()
+}
+
+fn requested(outputs: &[Output]) -> Vec<(Peer, Block)> {
+    let requested = |output: &Output| match output {
+        Output::Say(peer, Message::Request(block)) => Some((*peer, *block)),
+        _ => None,
+    };
+    outputs.iter().filter_map(requested).collect()
+}
+
+fn declined(outputs: &[Output]) -> Vec<(Peer, u32, u8)> {
+    let declined = |output: &Output| match output {
+        Output::Say(peer, Message::Extended(Extended::Rack(RackMessage::Decline { piece, inbound }))) => {
+            Some((*peer, *piece, *inbound))
+        }
+        _ => None,
+    };
+    outputs.iter().filter_map(declined).collect()
+}
+
+fn drops(outputs: &[Output]) -> Vec<(Peer, Why)> {
+    let dropped = |output: &Output| match output {
+        Output::Drop(peer, why) => Some((*peer, *why)),
+        _ => None,
+    };
+    outputs.iter().filter_map(dropped).collect()
+}
+
+#[test]
+fn what_we_have_is_said_first_then_what_we_are() {
+    for (have, first) in [(PieceSet::full(PIECES), Message::HaveAll), (set(&[]), Message::HaveNone)] {
+        let mut script = Script::with(have);
+        let out = script.connect(A);
+        assert_eq!(out[0], Output::Say(A, first));
+        let Output::Say(A, Message::Extended(Extended::Handshake(ours))) = &out[1] else { panic!("{out:?}") };
+        assert_eq!(ours.rack.as_ref().unwrap().max_request_bytes, 1 << 20);
+        assert_eq!(out.len(), 2);
+    }
+}
+
+#[test]
+fn a_seed_suggests_serves_whole_and_then_suggests_another_piece() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    script.connect(A);
+    script.say(A, Message::HaveNone);
+    let out = script.say(A, hello(None));
+    let [(A, first)] = suggested(&out)[..] else { panic!("{out:?}") };
+    let out = script.say(A, Message::Request(whole(first)));
+    assert!(out.contains(&Output::Send(A, whole(first))));
+    let mut more = suggested(&out);
+    script.now += Duration::from_millis(200);
+    for index in 0..BLOCKS {
+        script.now += Duration::from_millis(5);
+        more.extend(suggested(&script.step(Input::Sent(A, part(first, index, 1)))));
+    }
+    assert!(!more.is_empty() && more.iter().all(|(_, piece)| *piece != first), "{more:?}");
+    assert_eq!(script.engine.progress(None).uploaded, u64::from(BLOCKS * BYTES));
+}
+
+#[test]
+fn what_was_declined_is_not_offered_again_at_once() {
+    let mut script = Script::with(set(&[7, 8]));
+    let [(A, first)] = suggested(&script.kin(A, &[], None))[..] else { panic!() };
+    let out = script.say(A, RackMessage::Decline { piece: first, inbound: 0 });
+    assert_eq!(suggested(&out), [(A, 15 - first)]);
+    let out = script.say(A, RackMessage::Decline { piece: 15 - first, inbound: 9 });
+    assert_eq!(suggested(&out), []);
+}
+
+#[test]
+fn who_is_furthest_behind_is_served_first() {
+    let mut script = Script::with(set(&[1, 2, 3]));
+    script.kin(A, &[1, 2], None);
+    script.say(A, RackMessage::Decline { piece: 3, inbound: 0 });
+    let out = script.kin(B, &[], None);
+    assert_eq!(suggested(&out).len(), 1);
+    assert_eq!(suggested(&out)[0].0, B);
+}
+
+#[test]
+fn an_offer_without_an_answer_frees_the_uplink() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    let mut out = script.kin(A, &[], None);
+    out.extend(script.kin(B, &[], None));
+    out.extend(script.pass(Duration::from_secs(3)));
+    let offers = suggested(&out);
+    assert!(offers.len() > 2 && [A, B].iter().all(|peer| offers.iter().any(|(to, _)| to == peer)), "{offers:?}");
+}
+
+#[test]
+fn suggestions_are_accepted_while_there_is_room_and_then_declined() {
+    let mut script = Script::with(set(&[]));
+    [A, B, C].into_iter().for_each(|peer| drop(script.kin(peer, &[1, 2, 3, 4], None)));
+    assert_eq!(requested(&script.say(A, Message::Suggest(1))), [(A, whole(1))], "all of it in one request");
+    assert_eq!(declined(&script.say(B, Message::Suggest(1))).len(), 1, "it is on its way");
+    let beside = requested(&script.say(B, Message::Suggest(2)));
+    let out = script.say(C, Message::Suggest(3));
+    assert_eq!(requested(&out), []);
+    let [(C, 3, inbound)] = declined(&out)[..] else { panic!("{out:?}") };
+    assert!(inbound > 4, "there is much to come before: {inbound}");
+    script.deliver(A, 1);
+    if !beside.is_empty() {
+        script.deliver(B, 2);
+    }
+    assert_eq!(requested(&script.say(C, Message::Suggest(3))), [(C, whole(3))]);
+    assert_eq!(declined(&script.say(A, Message::Suggest(1))).len(), 1, "it is being verified");
+}
+
+#[test]
+fn all_kin_are_told_of_a_piece_and_of_what_is_on_its_way() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1, 2], None);
+    script.kin(B, &[1], None);
+    script.say(A, Message::Suggest(1));
+    let out = script.deliver(A, 1);
+    assert_eq!(out.last(), Some(&Output::Verify(1)));
+    script.say(A, Message::Suggest(2));
+    let out = script.step(Input::Verified(1, Verdict::Good));
+    let told = |peer: Peer| {
+        out.iter().any(|output| {
+            matches!(output, Output::Say(to, Message::Extended(Extended::Rack(RackMessage::Have { piece: 1, inbound })))
+                if *to == peer && *inbound > 0)
+        })
+    };
+    assert!(told(A) && told(B), "{out:?}");
+}
+
+#[test]
+fn silent_kin_lose_the_piece_to_others_in_two_seconds() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    script.say(A, Message::Suggest(1));
+    script.step(Input::Arrived(A, part(1, 0, 4)));
+    script.kin(B, &[1], None);
+    let out = script.pass(Duration::from_millis(2_100));
+    assert!(out.contains(&Output::Say(A, Message::Cancel(part(1, 4, 12)))), "{out:?}");
+    assert_eq!(requested(&out), [(B, part(1, 4, 12))], "and only what is missing");
+    assert_eq!(drops(&out), []);
+}
+
+#[test]
+fn kin_that_speak_and_do_not_send_are_named() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    let mut dropped = Vec::new();
+    for _ in 0..4 {
+        dropped.extend(drops(&script.say(A, Message::Suggest(1))));
+        for _ in 0..5 {
+            dropped.extend(drops(&script.pass(Duration::from_millis(500))));
+            dropped.extend(drops(&script.say(A, Message::KeepAlive)));
+        }
+    }
+    assert_eq!(dropped, [(A, Why::NeverAnswers(1))]);
+}
+
+#[test]
+fn kin_that_refuse_what_they_claim_are_named() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    let mut dropped = Vec::new();
+    for _ in 0..3 {
+        script.say(A, Message::Suggest(1));
+        dropped.extend(drops(&script.say(A, Message::Reject(whole(1)))));
+    }
+    assert_eq!(dropped, [(A, Why::Refuses(1))]);
+}
+
+#[test]
+fn of_wrong_blocks_the_sender_is_named_and_only_they_come_again() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    script.say(A, Message::Suggest(1));
+    (0..6).for_each(|index| drop(script.step(Input::Arrived(A, part(1, index, 1)))));
+    script.kin(B, &[1], None);
+    let out = script.step(Input::Gone(A));
+    assert_eq!(requested(&out), [(B, part(1, 6, 10))]);
+    script.kin(C, &[1], None);
+    (6..BLOCKS).for_each(|index| drop(script.step(Input::Arrived(B, part(1, index, 1)))));
+    let out = script.step(Input::Verified(1, Verdict::CorruptBlocks(vec![9])));
+    assert_eq!(drops(&out), [(B, Why::CorruptBlock(part(1, 9, 1)))]);
+    assert_eq!(requested(&out), [(C, part(1, 9, 1))]);
+    assert_eq!(script.step(Input::Arrived(C, part(1, 9, 1))).last(), Some(&Output::Verify(1)));
+}
+
+#[test]
+fn the_only_source_of_a_corrupt_piece_is_named_as_such() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    script.say(A, Message::Suggest(1));
+    script.deliver(A, 1);
+    assert_eq!(drops(&script.step(Input::Verified(1, Verdict::Corrupt))), [(A, Why::CorruptSource(1))]);
+}
+
+#[test]
+fn a_cancel_is_answered_with_a_refusal() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    script.kin(A, &[], None);
+    script.kin(B, &[], None);
+    script.say(A, Message::Request(whole(1)));
+    script.say(A, Message::Request(whole(2)));
+    script.say(B, Message::Request(whole(3)));
+    script.say(B, Message::Request(whole(4)));
+    let out = script.say(B, Message::Cancel(whole(4)));
+    assert!(out.contains(&Output::Say(B, Message::Reject(whole(4)))), "{out:?}");
+}
+
+#[test]
+fn twins_are_neither_asked_for_nor_offered_among_kin() {
+    let setup = Setup { twins: set(&[3]), ..Setup::new(shape(), set(&[])) };
+    let mut script = Script::new(setup, cooperative());
+    script.kin(A, &[1, 3], None);
+    assert_eq!(declined(&script.say(A, Message::Suggest(3))).len(), 1);
+    let out = script.pass(Duration::from_secs(30));
+    assert!(requested(&out).iter().all(|(_, block)| block.piece == 1), "{out:?}");
+    let mut script = Script::new(Setup { twins: set(&[3]), ..Setup::new(shape(), set(&[1, 3])) }, cooperative());
+    script.kin(A, &[1], None);
+    assert_eq!(suggested(&script.pass(Duration::from_secs(3))), []);
+}
+
+/// A piece enters a rack only through whoever claims its lane.
+#[test]
+fn pieces_cross_into_a_rack_by_their_lane_and_once() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    let out = script.kin(A, &[], Some("r1"));
+    assert_eq!(suggested(&out), [], "it claims nothing yet");
+    let out = script.say(A, RackMessage::Lanes { claimed: 1 << 5 });
+    let [(A, piece)] = suggested(&out)[..] else { panic!("{out:?}") };
+    assert_eq!(piece % 32, 5);
+    script.kin(B, &[5, 37], Some("r1"));
+    let out = script.say(A, RackMessage::Decline { piece, inbound: 0 });
+    assert_eq!(suggested(&out), [], "a mate has both pieces of this lane");
+}
+
+#[test]
+fn auto_cooperates_when_the_tracker_says_so() {
+    let setup = Setup::new(shape(), PieceSet::full(PIECES));
+    let mut script = Script::new(setup, Policy::default());
+    assert_eq!(suggested(&script.kin(A, &[], None)), []);
+    assert!(!script.engine.view().cooperative);
+    script.pass(Duration::from_secs(3600));
+    let mut script = Script::new(Setup::new(shape(), PieceSet::full(PIECES)), Policy::default());
+    script.kin(A, &[], None);
+    let rack = Some(RackName::new("r9").unwrap());
+    let out = script.announced(Some(Guidance { cooperative: true, rack: None }));
+    assert_eq!(suggested(&out).len(), 1, "{out:?}");
+    script.announced(Some(Guidance { cooperative: true, rack }));
+    let setup = Setup { private: true, ours: true, ..Setup::new(shape(), set(&[])) };
+    assert!(Script::new(setup, Policy::default()).engine.view().cooperative);
+    let explicit = Policy { choker: ChokerKind::TitForTat, ..Policy::default() };
+    let mut script = Script::new(Setup::new(shape(), set(&[])), explicit);
+    script.announced(Some(Guidance { cooperative: true, rack: None }));
+    assert!(!script.engine.view().cooperative, "an explicit choice wins");
+}
+
+#[test]
+fn a_choke_refuses_what_foreign_clients_wait_for() {
+    let policy = Policy { upload_slots: 1, ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), PieceSet::full(PIECES)), policy);
+    for peer in [A, B, C, D] {
+        script.connect(peer);
+        script.say(peer, Message::HaveNone);
+        script.say(peer, ExtensionHandshake::default());
+    }
+    script.say(A, Message::Interested);
+    (0..8).for_each(|index| drop(script.say(A, Message::Request(part(9, index, 1)))));
+    [B, C, D].into_iter().for_each(|peer| drop(script.say(peer, Message::Interested)));
+    let mut refused = Vec::new();
+    for _ in 0..30 {
+        refused.extend(script.pass(Duration::from_secs(4)));
+        [A, B, C, D].into_iter().for_each(|peer| drop(script.say(peer, Message::KeepAlive)));
+    }
+    let choked = refused.contains(&Output::Say(A, Message::Choke));
+    let rejects = refused.iter().filter(|output| matches!(output, Output::Say(A, Message::Reject(_)))).count();
+    assert!(choked && rejects == 4, "four are with the driver, four are refused: {rejects}");
+    let out = script.say(A, Message::Request(part(8, 0, 1)));
+    let answered = out.iter().any(|o| matches!(o, Output::Say(A, Message::Reject(_)) | Output::Send(A, _)));
+    assert!(answered || !script.engine.view().peers[0].we_choke, "{out:?}");
+}
+
+#[test]
+fn newcomers_may_have_a_few_pieces_while_choked() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    script.connect(A);
+    script.say(A, Message::HaveNone);
+    let out = script.say(A, ExtensionHandshake::default());
+    let allowed: Vec<u32> = out
+        .iter()
+        .filter_map(|output| match output {
+            Output::Say(A, Message::AllowedFast(piece)) => Some(*piece),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(allowed.len(), 10);
+    let out = script.say(A, Message::Request(part(allowed[0], 0, 1)));
+    assert!(out.contains(&Output::Send(A, part(allowed[0], 0, 1))));
+    let other = (0..PIECES).find(|piece| !allowed.contains(piece)).unwrap();
+    let out = script.say(A, Message::Request(part(other, 0, 1)));
+    assert_eq!(out, [Output::Say(A, Message::Reject(part(other, 0, 1)))]);
+}
+
+#[test]
+fn peers_hear_of_each_other_but_strangers_nothing_of_a_private_swarm() {
+    for private in [false, true] {
+        let setup = Setup { private, ..Setup::new(shape(), set(&[])) };
+        let mut script = Script::new(setup, cooperative());
+        script.kin(A, &[1], None);
+        script.connect(B);
+        let listens = ExtensionHandshake {
+            ids: ExtensionIds { pex: Some(1), ..ExtensionIds::NONE },
+            listen_port: Some(7000),
+            ..ExtensionHandshake::default()
+        };
+        script.say(B, listens);
+        let mut told = Vec::new();
+        for _ in 0..20 {
+            told.extend(script.pass(Duration::from_secs(4)));
+            [A, B].into_iter().for_each(|peer| drop(script.say(peer, Message::KeepAlive)));
+        }
+        let pex = |peer: Peer| {
+            told.iter().find_map(|output| match output {
+                Output::Say(to, Message::Extended(Extended::Pex(pex))) if *to == peer => Some(pex.clone()),
+                _ => None,
+            })
+        };
+        let names: Vec<u16> = pex(A).map(|pex| pex.added.iter().map(|peer| peer.address.port()).collect()).unwrap();
+        assert_eq!(names, [7000]);
+        assert!(!private || pex(B).is_none());
+        let news = Pex { added: Vec::new(), dropped: Vec::new() };
+        assert_eq!(drops(&script.say(B, news)), []);
+    }
+}
