@@ -94,7 +94,11 @@ async fn download(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, 
     let mut downloads = Vec::new();
     for client in 0..clients {
         let disk = DiskSink::create(&folder.join(format!("disk{client}")), Arc::clone(manifest)).unwrap();
-        let job = FetchJob { peers: vec![seeder], policy: policy.clone(), ..FetchJob::new(Arc::clone(manifest), Arc::new(disk)) };
+        let job = FetchJob {
+            peers: vec![seeder],
+            policy: policy.clone(),
+            ..FetchJob::new(Arc::clone(manifest), Arc::new(disk))
+        };
         let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
         downloads.push(Download::start(&listener, job).unwrap());
     }

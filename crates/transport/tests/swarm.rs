@@ -144,7 +144,8 @@ async fn a_corrupted_seed_never_reaches_a_disk_and_is_named() {
     })
     .await;
     assert_eq!(dropped.address, address);
-    let corrupt = matches!(dropped.cause, Cause::Swarm(Why::CorruptPiece(_) | Why::CorruptSource(_) | Why::CorruptBlock(_)));
+    let corrupt =
+        matches!(dropped.cause, Cause::Swarm(Why::CorruptPiece(_) | Why::CorruptSource(_) | Why::CorruptBlock(_)));
     assert!(corrupt, "{dropped:?}");
     assert!(download.progress().borrow().corrupt_pieces <= 32);
     download.stop().await.unwrap();

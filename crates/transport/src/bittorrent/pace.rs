@@ -29,7 +29,7 @@ const SLOW_LINK: f64 = 40e6;
 
 /// Least that the socket of a slow link may hold: with less, delayed
 /// acknowledgements stop the flow.
-const LEAST_IN_FLIGHT_BYTES: f64 = 16e3;
+const LEAST_IN_FLIGHT_BYTES: f64 = 20e3;
 
 /// Bounds of what may wait unsent.
 const UNSENT_BYTES: (f64, f64) = (16e3, 1e6);
@@ -49,13 +49,25 @@ pub(super) struct Pace {
     /// When the socket was full, and what it has taken since.
     full: Option<Instant>,
     taken: u64,
+    /// Time between two moments at which it was full, added up, and what it
+    /// took in that time. A piece is often shorter than a measurement.
+    measured: Duration,
+    measured_bytes: u64,
     /// The rate that the socket's limits were set for.
     set_for: f64,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { chunk_bytes: 4 * BLOCK_BYTES, rate: 0.0, full: None, taken: 0, set_for: 0.0 }
+        Self {
+            chunk_bytes: 4 * BLOCK_BYTES,
+            rate: 0.0,
+            full: None,
+            taken: 0,
+            measured: Duration::ZERO,
+            measured_bytes: 0,
+            set_for: 0.0,
+        }
     }
 
     /// Bytes of the next message, a multiple of 16 KiB.
@@ -80,13 +92,15 @@ impl Pace {
             (self.full, self.taken) = (Some(now), 0);
             return;
         };
-        let lasted = now - since;
-        if lasted < MEASURE {
+        self.measured += now - since;
+        self.measured_bytes += self.taken;
+        (self.full, self.taken) = (Some(now), 0);
+        if self.measured < MEASURE {
             return;
         }
-        let newest = self.taken as f64 / lasted.as_secs_f64();
+        let newest = self.measured_bytes as f64 / self.measured.as_secs_f64();
         self.rate += (newest - self.rate) * if self.rate > 0.0 { NEWEST } else { 1.0 };
-        (self.full, self.taken) = (Some(now), 0);
+        (self.measured, self.measured_bytes) = (Duration::ZERO, 0);
         self.adapt(stream);
     }
 

@@ -183,9 +183,7 @@ impl Store {
     /// Whether reading there would not wait: the first and the last page are
     /// looked at, since the system reads and drops whole runs of pages.
     fn is_in_memory(&self, file: &File, offset: u64, length: u32) -> bool {
-        let in_memory = || {
-            rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }))
-        };
+        let in_memory = || rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }));
         *self.in_memory.get_or_init(in_memory)
             || [offset, offset + u64::from(length) - 1].into_iter().all(|at| {
                 let mut byte = [0];
