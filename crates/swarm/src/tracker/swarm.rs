@@ -331,12 +331,17 @@ impl Swarm {
             list.sort_unstable();
             list
         };
-        let at = |place: Place| here.iter().copied().filter(move |slot| self.member(*slot).unwrap().place == place);
+        let at = |place: Place| {
+            here.iter().copied().filter(move |slot| self.member(*slot).is_some_and(|member| member.place == place))
+        };
         assert_eq!(sorted(&self.everybody), here);
         assert_eq!(sorted(&self.index.values().copied().collect::<Vec<_>>()), here);
         assert_eq!(sorted(&self.strangers), at(Place::Stranger).collect::<Vec<_>>());
         assert_eq!(self.seeds.len(), at(Place::Seed).count());
-        assert_eq!(self.complete as usize, here.iter().filter(|slot| self.member(**slot).unwrap().complete).count());
+        assert_eq!(
+            self.complete as usize,
+            here.iter().filter(|slot| self.member(**slot).is_some_and(|member| member.complete)).count()
+        );
         for (cell, home) in self.cells.iter().enumerate() {
             assert_eq!(sorted(&home.members), at(Place::Cell(cell as u32)).collect::<Vec<_>>());
             assert_eq!(self.inhabited.contains(&(cell as u32)), !home.members.is_empty());
