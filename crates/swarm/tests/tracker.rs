@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rackswarm_swarm::lanes::{LANES, claims};
@@ -353,16 +353,15 @@ fn a_restarted_tracker_knows_the_swarm_and_its_links() {
     assert_eq!(world.tracker.scrape(Duration::from_secs(76), &IMAGE).unwrap().incomplete, 0);
 }
 
-/// Generous: this runs in the debug profile on a busy machine. The figures for
-/// the documentation come from `cargo nextest run --release --no-capture`.
+/// Of the order that docs/decisions/0011 plans a tracker by.
 #[test]
-fn a_hundred_thousand_peers_cost_little() {
+fn a_hundred_thousand_peers_take_little_memory() {
     let mut reports = Vec::new();
     for racks in [2500u32, 0] {
         let mut tracker = Tracker::new(TrackerPolicy::default(), 1);
         tracker.register(IMAGE);
         let rack = |node: u32| (racks > 0).then(|| format!("r{}", node % racks.max(1)));
-        let (began, resident) = (Instant::now(), resident_bytes());
+        let resident = resident_bytes();
         for round in 0..2 {
             for node in 0..100_000 {
                 let request = request(node, rack(node).as_deref());
@@ -370,11 +369,9 @@ fn a_hundred_thousand_peers_cost_little() {
                 assert!(answer.peers.len() <= 200 && (node == 0 || !answer.peers.is_empty()));
             }
         }
-        let each = began.elapsed() / 200_000;
         let bytes = resident_bytes().saturating_sub(resident) / 100_000;
         let snapshot = tracker.snapshot().len() / 100_000;
-        reports.push(format!("{racks} racks: {each:?} an announce, {bytes} bytes a peer, {snapshot} in the snapshot"));
-        assert!(each < Duration::from_millis(1), "{reports:?}");
+        reports.push(format!("{racks} racks: {bytes} bytes a peer, {snapshot} in the snapshot"));
         assert!(bytes < 2000, "{reports:?}");
     }
     println!("{}", reports.join("\n"));
