@@ -134,7 +134,8 @@ fn power_drivers_are_driven_by_their_address() {
     let ran = rackswarm(&["lab", "power", "on", "manual:", "--json"]);
     let answer: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(answer["outcome"], "ask_operator");
-    refused(&["lab", "power", "on", "redfish:bmc7"], &["redfish", "ipmi"]);
+    refused(&["lab", "power", "on", "bmc:bmc7"], &["bmc:bmc7", "redfish", "ipmi"]);
+    refused(&["lab", "power", "on", "redfish:bmc7"], &["redfish:bmc7", "redfish+http:", "example"]);
 }
 
 #[test]
