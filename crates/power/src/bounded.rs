@@ -1,4 +1,4 @@
-//! The deadline around every operation of every driver.
+//! The deadline around every operation of every driver and every set.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,18 +7,19 @@ use futures_util::future::BoxFuture;
 
 use crate::{BootDevice, Error, NextBoot, Outcome, PowerDriver, Result, State};
 
-pub(crate) struct Bounded {
-    inner: Box<dyn PowerDriver>,
-    address: String,
-    limit: Duration,
+/// How long an operation may take, and whose it is.
+pub(crate) struct Deadline {
+    /// For the sentence, without a password.
+    pub(crate) address: String,
+    pub(crate) limit: Duration,
 }
 
-impl Bounded {
-    pub(crate) fn new(inner: Box<dyn PowerDriver>, address: &str, limit: Duration) -> Bounded {
-        Bounded { inner, address: address.to_owned(), limit }
-    }
-
-    async fn within<T>(&self, operation: &'static str, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+impl Deadline {
+    pub(crate) async fn within<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         match tokio::time::timeout(self.limit, work).await {
             Ok(answer) => answer,
             Err(_) => Err(Error::Deadline { operation, address: self.address.clone(), limit: self.limit }),
@@ -26,28 +27,33 @@ impl Bounded {
     }
 }
 
+pub(crate) struct Bounded {
+    pub(crate) inner: Box<dyn PowerDriver>,
+    pub(crate) deadline: Deadline,
+}
+
 impl PowerDriver for Bounded {
     fn state(&self) -> BoxFuture<'_, Result<State>> {
-        Box::pin(self.within("state", self.inner.state()))
+        Box::pin(self.deadline.within("state", self.inner.state()))
     }
 
     fn on(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(self.within("on", self.inner.on()))
+        Box::pin(self.deadline.within("on", self.inner.on()))
     }
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(self.within("off", self.inner.off()))
+        Box::pin(self.deadline.within("off", self.inner.off()))
     }
 
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(self.within("cycle", self.inner.cycle()))
+        Box::pin(self.deadline.within("cycle", self.inner.cycle()))
     }
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(self.within("boot_next", self.inner.boot_next(device)))
+        Box::pin(self.deadline.within("boot_next", self.inner.boot_next(device)))
     }
 
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
-        Box::pin(self.within("next_boot", self.inner.next_boot()))
+        Box::pin(self.deadline.within("next_boot", self.inner.next_boot()))
     }
 }

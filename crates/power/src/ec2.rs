@@ -59,33 +59,33 @@ impl Machine {
         })
     }
 
-    /// One command, unless it is so already, and the state read back.
-    async fn switch(&self, action: &str, more: &[(&str, &str)], wanted: State) -> Result<()> {
-        let before = self.look().await?;
-        if before.power() == wanted && !before.is_ended() {
-            return Ok(());
-        }
-        if before.is_ended() {
+    /// The power of an instance that can still be switched.
+    async fn power_state(&self) -> Result<State> {
+        let instance = self.look().await?;
+        if instance.is_ended() {
             return Err(Error::refused(
                 &self.cloud.target(),
-                format!("the instance {} is {}, which is for ever; acquire another one", self.id, before.state),
+                format!("the instance {} is {}, which is for ever; acquire another one", self.id, instance.state),
             ));
         }
+        Ok(instance.power())
+    }
+
+    async fn switch(&self, action: &str, more: &[(&str, &str)], wanted: State) -> Result<()> {
         let mut parameters = vec![("InstanceId.1".to_owned(), self.id.clone())];
         parameters.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        self.cloud.ask(action, &parameters).await?;
-        let asked = || async { Ok((self.look().await?.power() == wanted).then_some(())) };
-        match settle::until(self.cloud.settle_limit, POLL, asked).await? {
-            Some(()) => Ok(()),
-            None => Err(Error::transient(
-                &self.cloud.target(),
-                format!(
-                    "it accepted {action} for {}, but {} s later the instance is not {wanted}; look at the cloud's console, or raise `settle_seconds=`",
-                    self.id,
-                    self.cloud.settle_limit.as_secs()
-                ),
-            )),
+        let (command, limit) = (self.cloud.ask(action, &parameters), self.cloud.settle_limit);
+        if settle::switch(wanted, command, || self.power_state(), limit, POLL).await? {
+            return Ok(());
         }
+        Err(Error::transient(
+            &self.cloud.target(),
+            format!(
+                "it accepted {action} for {}, but {} s later the instance is not {wanted}; look at the cloud's console, or raise `settle_seconds=`",
+                self.id,
+                limit.as_secs()
+            ),
+        ))
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::secret::Secret;
-use crate::{Address, Error, Result};
+use crate::{Address, Error, Outcome, Result};
 
 /// How many refused passwords a controller may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,13 @@ impl Gate {
     /// Waits until nobody else is at work here. The caller's deadline ends the wait.
     pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.turn.lock().await
+    }
+
+    /// Works when its turn has come.
+    pub(crate) async fn done(&self, work: impl Future<Output = Result<()>>) -> Result<Outcome> {
+        let _turn = self.turn().await;
+        work.await?;
+        Ok(Outcome::Done)
     }
 
     /// Refuses when this password was refused before, or the budget is spent.

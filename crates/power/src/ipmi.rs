@@ -6,19 +6,20 @@
 //! password never appears on a command line.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::address::Server;
 use crate::gate::{Budget, Gate};
 use crate::secret::Secret;
-use crate::{Address, Advice, BootDevice, Driver, Error, NextBoot, Outcome, PowerDriver, Result, State, settle};
+use crate::{
+    Address, Advice, BootDevice, Driver, Error, NextBoot, Outcome, PowerDriver, Result, State, program, settle,
+};
 
 pub(crate) const DRIVER: Driver = Driver {
     scheme: "ipmi",
@@ -91,31 +92,25 @@ impl Ipmi {
         Gate::of(&format!("ipmi {}@{}", self.user, self.server))
     }
 
-    /// Asks for power on or off unless it is so already, and waits until the controller reports it. A command whose answer
-    /// got lost may have worked, so the state decides.
     async fn switch(&self, word: &str, wanted: State) -> Result<()> {
-        if self.power_state().await? == wanted {
+        let command = ["chassis", "power", word];
+        if settle::switch(wanted, self.ask(&command), || self.power_state(), self.settle_limit, POLL).await? {
             return Ok(());
         }
-        let told = self.ask(&["chassis", "power", word]).await;
-        if let Err(error) = &told
-            && error.advice() == Advice::Refuse
-        {
-            return told.map(drop);
-        }
-        let asked = || async { Ok((self.power_state().await? == wanted).then_some(())) };
-        let limit = if told.is_ok() { self.settle_limit } else { Duration::ZERO };
-        match (settle::until(limit, POLL, asked).await?, told) {
-            (Some(()), _) => Ok(()),
-            (None, Err(error)) => Err(error),
-            (None, Ok(_)) => Err(Error::transient(
-                &self.target(),
-                format!(
-                    "it accepted `power {word}`, but {} s later it does not report it; look at the machine, or raise `settle_seconds=`",
-                    limit.as_secs()
-                ),
-            )),
-        }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "it accepted `power {word}`, but {} s later it does not report it; look at the machine, or raise `settle_seconds=`",
+                self.settle_limit.as_secs()
+            ),
+        ))
+    }
+
+    /// Off and on as two steps, each read back: `chassis power cycle` cannot be told from a command that did nothing,
+    /// and some controllers refuse it while the machine is off.
+    async fn restart(&self) -> Result<()> {
+        self.switch("off", State::Off).await?;
+        self.switch("on", State::On).await
     }
 
     /// Sets the device of the next start and reads it back.
@@ -187,27 +182,21 @@ impl Ipmi {
         // Closed only with the process.
         let _slot = PROCESSES.acquire().await;
         let mut command = Command::new("ipmitool");
-        command.args(self.options()).args(words).stdin(Stdio::null()).kill_on_drop(true);
-        let output = timeout(self.call_limit, command.output())
-            .await
-            .map_err(|_| {
-                Error::transient(&self.target(), no_answer(&format!("within {} s", self.call_limit.as_secs())))
-            })?
-            .map_err(|error| {
-                Error::refused(
-                    &self.target(),
-                    format!("ipmitool cannot be run ({error}); install the package ipmitool"),
-                )
-            })?;
-        if output.status.success() {
+        command.args(self.options()).args(words);
+        let Some(ended) = program::run(command, "ipmitool", &self.target(), "", self.call_limit).await? else {
+            return Err(Error::transient(
+                &self.target(),
+                no_answer(&format!("within {} s", self.call_limit.as_secs())),
+            ));
+        };
+        if ended.well {
             gate.login_worked();
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            return Ok(ended.said);
         }
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        if is_wrong_password(&complaint) {
+        if is_wrong_password(&ended.complaint) {
             gate.login_refused(&password);
         }
-        Err(explain(&self.target(), &complaint))
+        Err(explain(&self.target(), &ended.complaint))
     }
 
     fn options(&self) -> Vec<String> {
@@ -353,42 +342,19 @@ impl PowerDriver for Ipmi {
     }
 
     fn on(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.switch("on", State::On).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.switch("on", State::On)).await })
     }
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.switch("off", State::Off).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.switch("off", State::Off)).await })
     }
 
-    /// Off and on as two steps, each read back: `chassis power cycle` cannot be told from a command that did nothing,
-    /// and some controllers refuse it while the machine is off.
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.switch("off", State::Off).await?;
-            self.switch("on", State::On).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.restart()).await })
     }
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async move {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.order(device).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async move { self.gate().done(self.order(device)).await })
     }
 
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {

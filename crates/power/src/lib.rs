@@ -25,6 +25,7 @@ mod http;
 mod ipmi;
 mod libvirt;
 mod manual;
+mod program;
 pub mod qemu;
 pub mod quirks;
 mod redfish;
@@ -38,6 +39,7 @@ mod wol;
 use std::fmt;
 use std::time::Duration;
 
+use bounded::{Bounded, Deadline};
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -155,15 +157,16 @@ pub fn open(address: &str) -> Result<Box<dyn PowerDriver>> {
     let driver = DRIVERS
         .iter()
         .find(|row| row.scheme == parsed.scheme())
-        .ok_or_else(|| Error::UnknownScheme { address: address.to_owned(), known: schemes() })?;
+        .ok_or_else(|| Error::UnknownScheme { address: parsed.shown().to_owned(), known: schemes() })?;
     parsed.set_example(driver.example);
     let limit = parsed.number("limit_seconds", 1..=600)?.map_or(driver.limit, Duration::from_secs);
+    let address = parsed.shown().to_owned();
     let inner = (driver.parse)(&mut parsed)?;
     parsed.finish()?;
-    Ok(Box::new(bounded::Bounded::new(inner, address, limit)))
+    Ok(Box::new(Bounded { inner, deadline: Deadline { address, limit } }))
 }
 
-/// The schemes of all drivers, for sentences: `manual, fake, qemu, ipmi`.
+/// The schemes of all drivers, for sentences.
 fn schemes() -> String {
     DRIVERS.iter().map(|row| row.scheme).collect::<Vec<_>>().join(", ")
 }
@@ -257,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_secret_in_an_address_is_not_repeated_in_the_error() {
-        for scheme in ["ipmi", "redfish+http"] {
+        for scheme in ["ipmi", "redfish+http", "ilo"] {
             let error = open(&format!("{scheme}://admin:hunter2@bmc7?password_file=/p")).err().unwrap().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }

@@ -67,26 +67,23 @@ impl Domain {
         self.virsh.feed(&["define", "/dev/stdin"], xml).await.map(drop)
     }
 
-    /// One command, unless it is so already, and the state read back. A command that failed because somebody else was
-    /// faster is no failure.
     async fn switch(&self, word: &str, wanted: State) -> Result<()> {
-        if self.power_state().await? == wanted {
+        let command = [word, self.name.as_str()];
+        if settle::switch(wanted, self.virsh.run(&command), || self.power_state(), self.settle_limit, POLL).await? {
             return Ok(());
         }
-        let told = self.virsh.run(&[word, &self.name]).await;
-        let asked = || async { Ok((self.power_state().await? == wanted).then_some(())) };
-        let limit = if told.is_ok() { self.settle_limit } else { Duration::ZERO };
-        match (settle::until(limit, POLL, asked).await?, told) {
-            (Some(()), _) => Ok(()),
-            (None, Err(error)) => Err(error),
-            (None, Ok(_)) => Err(Error::transient(
-                &self.target(),
-                format!(
-                    "`virsh {word}` went well, but {} s later it is not {wanted}; look at the host's log",
-                    limit.as_secs()
-                ),
-            )),
-        }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "`virsh {word}` went well, but {} s later it is not {wanted}; look at the host's log",
+                self.settle_limit.as_secs()
+            ),
+        ))
+    }
+
+    async fn restart(&self) -> Result<()> {
+        self.switch("destroy", State::Off).await?;
+        self.start().await
     }
 
     async fn start(&self) -> Result<()> {
@@ -157,40 +154,19 @@ impl PowerDriver for Domain {
     }
 
     fn on(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.start().await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.start()).await })
     }
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.switch("destroy", State::Off).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.switch("destroy", State::Off)).await })
     }
 
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.switch("destroy", State::Off).await?;
-            self.start().await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async { self.gate().done(self.restart()).await })
     }
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async move {
-            let gate = self.gate();
-            let _turn = gate.turn().await;
-            self.order(device).await?;
-            Ok(Outcome::Done)
-        })
+        Box::pin(async move { self.gate().done(self.order(device)).await })
     }
 
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {

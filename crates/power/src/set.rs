@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::Deadline;
 use crate::{Address, Error, Outcome, PowerDriver, Result, State};
 
 /// One row per kind of set.
@@ -194,47 +195,37 @@ pub fn open_set(address: &str) -> Result<Box<dyn ResourceSet>> {
     let address = parsed.shown().to_owned();
     let inner = (row.parse)(&mut parsed)?;
     parsed.finish()?;
-    Ok(Box::new(BoundedSet { inner, address, limit }))
+    Ok(Box::new(BoundedSet { inner, deadline: Deadline { address, limit } }))
 }
 
 /// The deadline around every operation of every set.
 struct BoundedSet {
     inner: Box<dyn ResourceSet>,
-    address: String,
-    limit: Duration,
-}
-
-impl BoundedSet {
-    async fn within<T>(&self, operation: &'static str, work: BoxFuture<'_, Result<T>>) -> Result<T> {
-        match tokio::time::timeout(self.limit, work).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::Deadline { operation, address: self.address.clone(), limit: self.limit }),
-        }
-    }
+    deadline: Deadline,
 }
 
 impl ResourceSet for BoundedSet {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Resource>>> {
-        Box::pin(self.within("list", self.inner.list()))
+        Box::pin(self.deadline.within("list", self.inner.list()))
     }
 
     fn acquire<'a>(&'a self, wish: &'a Wish) -> BoxFuture<'a, Result<Vec<Resource>>> {
         Box::pin(async {
-            wish.check(&format!("set {}", self.address))?;
-            self.within("acquire", self.inner.acquire(wish)).await
+            wish.check(&format!("set {}", self.deadline.address))?;
+            self.deadline.within("acquire", self.inner.acquire(wish)).await
         })
     }
 
     fn release<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Outcome>> {
-        Box::pin(self.within("release", self.inner.release(id)))
+        Box::pin(self.deadline.within("release", self.inner.release(id)))
     }
 
     fn images(&self) -> BoxFuture<'_, Result<Vec<Image>>> {
-        Box::pin(self.within("images", self.inner.images()))
+        Box::pin(self.deadline.within("images", self.inner.images()))
     }
 
     fn add_image<'a>(&'a self, name: &'a str, source: &'a Source) -> BoxFuture<'a, Result<Image>> {
-        Box::pin(self.within("add_image", self.inner.add_image(name, source)))
+        Box::pin(self.deadline.within("add_image", self.inner.add_image(name, source)))
     }
 
     fn power(&self, id: &str) -> Result<Box<dyn PowerDriver>> {

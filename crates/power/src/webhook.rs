@@ -258,7 +258,6 @@ impl Webhook {
         }
     }
 
-    /// One command, unless it is so already, and the state read back.
     async fn switch(&self, ready: &Ready, what: &str, call: Option<&Call>, wanted: State) -> Result<Outcome> {
         let Some(call) = call else {
             return Ok(Outcome::AskOperator(format!(
@@ -267,11 +266,8 @@ impl Webhook {
                 self.file.display()
             )));
         };
-        if self.ask(ready).await? == wanted {
-            return Ok(Outcome::Done);
-        }
-        self.send(ready, what, call).await?;
         if ready.hooks.state.is_none() {
+            self.send(ready, what, call).await?;
             return Ok(Outcome::AskOperator(format!(
                 "The call [{what}] for {} was accepted; please look whether the machine is {wanted}, for {} has no [state].",
                 self.machine,
@@ -279,17 +275,16 @@ impl Webhook {
             )));
         }
         let limit = Duration::from_secs(ready.hooks.settle_seconds);
-        let asked = || async { Ok((self.ask(ready).await? == wanted).then_some(())) };
-        match settle::until(limit, POLL, asked).await? {
-            Some(()) => Ok(Outcome::Done),
-            None => Err(Error::transient(
-                &self.target(),
-                format!(
-                    "the call [{what}] was accepted, but {} s later [state] does not say `{wanted}`; look at the machine, or raise `settle_seconds`",
-                    limit.as_secs()
-                ),
-            )),
+        if settle::switch(wanted, self.send(ready, what, call), || self.ask(ready), limit, POLL).await? {
+            return Ok(Outcome::Done);
         }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "the call [{what}] was accepted, but {} s later [state] does not say `{wanted}`; look at the machine, or raise `settle_seconds`",
+                limit.as_secs()
+            ),
+        ))
     }
 
     async fn restart(&self) -> Result<Outcome> {

@@ -1,7 +1,7 @@
 //! `wol:MAC?via=10.1.255.255` wakes a machine by its network card. The packet goes one way: nobody confirms it, nothing can
 //! be switched off by it, and no boot order be set. So the driver sends, and asks a person to look at what it cannot know.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -114,10 +114,9 @@ impl Wol {
                 ),
             )
         };
-        let local: SocketAddr = if self.via.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }
-            .parse()
-            .map_err(|_| Error::refused(&self.target(), "no local address"))?;
-        let socket = UdpSocket::bind(local).await.map_err(trouble)?;
+        let local: IpAddr =
+            if self.via.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((local, 0)).await.map_err(trouble)?;
         socket.set_broadcast(true).map_err(trouble)?;
         for sent in 0..self.count {
             if sent > 0 {

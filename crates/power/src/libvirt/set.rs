@@ -9,11 +9,12 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
-use super::virsh::{self, Virsh};
+use super::virsh::Virsh;
 use super::xml::{self, About, New};
 use super::{fine_name, state_of};
+use crate::http::excerpt;
 use crate::set::{Image, Kind, Resource, ResourceSet, Set, Source, Wish};
-use crate::{Address, Error, Outcome, PowerDriver, Result, State};
+use crate::{Address, Error, Outcome, PowerDriver, Result, State, program};
 
 pub(crate) const SET: Set = Set {
     scheme: "libvirt",
@@ -222,7 +223,19 @@ impl Host {
     async fn qemu_img(&self, words: &[String]) -> Result<String> {
         let mut command = Command::new("qemu-img");
         command.args(words);
-        virsh::run(command, "qemu-img", &self.target(), "qemu-utils", COPY_LIMIT, "").await
+        match program::run(command, "qemu-utils", &self.target(), "", COPY_LIMIT).await? {
+            Some(ended) if ended.well => Ok(ended.said),
+            Some(ended) => {
+                Err(Error::transient(&self.target(), format!("qemu-img says: {}", excerpt(&ended.complaint))))
+            }
+            None => Err(Error::transient(
+                &self.target(),
+                format!(
+                    "qemu-img did not end within {} s; is the disk slow or the network storage away?",
+                    COPY_LIMIT.as_secs()
+                ),
+            )),
+        }
     }
 
     async fn give_back(&self, id: &str) -> Result<Outcome> {

@@ -1,17 +1,11 @@
-//! Running `virsh` and `qemu-img`: bounded in time and output, with their complaints as sentences.
+//! Running `virsh`, with its complaints as sentences.
 
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tokio::time::timeout;
 
 use crate::http::excerpt;
-use crate::{Address, Error, Result};
-
-/// A definition has some 10 KiB; a list of a thousand machines some 100.
-const OUTPUT_BYTES: u64 = 8 * 1024 * 1024;
+use crate::{Address, Error, Result, program};
 
 #[derive(Debug, Clone)]
 pub(super) struct Virsh {
@@ -40,64 +34,18 @@ impl Virsh {
         command.args(["--quiet", "--connect", &self.uri]).args(words);
         let what = format!("virsh {}", words.first().copied().unwrap_or_default());
         let target = format!("libvirt host {}", self.uri);
-        run(command, &what, &target, "libvirt-clients", self.call_limit, input).await
+        match program::run(command, "libvirt-clients", &target, input, self.call_limit).await? {
+            Some(ended) if ended.well => Ok(ended.said),
+            Some(ended) => Err(explain(&target, &what, &ended.complaint)),
+            None => Err(Error::transient(
+                &target,
+                format!(
+                    "`{what}` did not end within {} s; is libvirtd running and reachable?",
+                    self.call_limit.as_secs()
+                ),
+            )),
+        }
     }
-}
-
-/// Runs a program to its end.
-pub(super) async fn run(
-    mut command: Command,
-    what: &str,
-    target: &str,
-    package: &str,
-    limit: Duration,
-    input: &str,
-) -> Result<String> {
-    command.env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let cannot = |error: std::io::Error| {
-        Error::refused(target, format!("`{what}` cannot be run ({error}); install the package {package}"))
-    };
-    let mut child = command.spawn().map_err(cannot)?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let work = async {
-        let write = async {
-            if let Some(mut stdin) = stdin {
-                // It may end before it has read everything; what it says then is the better reason.
-                let _ = stdin.write_all(input.as_bytes()).await;
-            }
-        };
-        let (mut said, mut complaint) = (Vec::new(), Vec::new());
-        let read_out = async {
-            match stdout {
-                Some(stdout) => stdout.take(OUTPUT_BYTES).read_to_end(&mut said).await.map(drop),
-                None => Ok(()),
-            }
-        };
-        let read_err = async {
-            match stderr {
-                Some(stderr) => stderr.take(OUTPUT_BYTES).read_to_end(&mut complaint).await.map(drop),
-                None => Ok(()),
-            }
-        };
-        let ((), out, err) = tokio::join!(write, read_out, read_err);
-        out?;
-        err?;
-        let status = child.wait().await?;
-        Ok::<_, std::io::Error>((status, said, complaint))
-    };
-    let (status, said, complaint) = timeout(limit, work)
-        .await
-        .map_err(|_| {
-            Error::transient(
-                target,
-                format!("`{what}` did not end within {} s; is libvirtd running and reachable?", limit.as_secs()),
-            )
-        })?
-        .map_err(|error| Error::transient(target, format!("`{what}` broke off: {error}")))?;
-    if status.success() {
-        return Ok(String::from_utf8_lossy(&said).into_owned());
-    }
-    Err(explain(target, what, &String::from_utf8_lossy(&complaint)))
 }
 
 fn explain(target: &str, what: &str, complaint: &str) -> Error {

@@ -9,7 +9,7 @@ use super::talk::Talk;
 use super::{Ask, Redfish, Reply};
 use crate::quirks::{Effect, Facts};
 use crate::set::Resource;
-use crate::{Advice, BootDevice, Error, NextBoot, Result, State};
+use crate::{Advice, BootDevice, Error, NextBoot, Result, State, settle};
 
 const POLL: Duration = Duration::from_millis(500);
 /// How long a changed boot order may take to be shown.
@@ -128,15 +128,8 @@ impl Redfish {
 
     /// Waits until the state is so; false at the deadline. A controller that is silent for a moment does not end the wait.
     async fn settles(&self, talk: &Talk, path: &str, wanted: State) -> Result<bool> {
-        let deadline = Instant::now() + self.settle_limit;
-        loop {
-            match talk.get(path).await {
-                Ok(system) if power_state(&system) == wanted => return Ok(true),
-                Err(error) if error.advice() == Advice::Refuse || Instant::now() >= deadline => return Err(error),
-                _ if Instant::now() >= deadline => return Ok(false),
-                _ => sleep(POLL).await,
-            }
-        }
+        let asked = || async { Ok((power_state(&talk.get(path).await?) == wanted).then_some(())) };
+        Ok(settle::until(self.settle_limit, POLL, asked).await?.is_some())
     }
 
     /// The first word that means it and that the system allows; without a list of allowed words, the specification's.
