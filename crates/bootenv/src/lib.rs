@@ -59,8 +59,9 @@ const FOLDERS: &[(&str, u32)] = &[
     ("var/log", 0o755),
 ];
 
-/// One tree of programs under all of their usual names; `/var/run` as everywhere.
-const LINKS: &[(&str, &str)] = &[
+/// Symbolic links of every system that we make, with their targets: one tree of programs under all of their usual names,
+/// and `/var/run` as everywhere.
+pub const LINKS: &[(&str, &str)] = &[
     ("sbin", "bin"),
     ("usr/bin", "../bin"),
     ("usr/sbin", "../bin"),

@@ -82,15 +82,6 @@ const FOLDERS: &[(&str, u32)] = &[
     ("var/log", 0o755),
 ];
 
-const LINKS: &[(&str, &str)] = &[
-    ("sbin", "bin"),
-    ("usr/bin", "../bin"),
-    ("usr/sbin", "../bin"),
-    ("usr/lib", "../lib"),
-    ("var/run", "../run"),
-    ("etc/mtab", "../proc/mounts"),
-];
-
 /// A busybox system: DHCP on every interface, login prompt on the serial console, root locked. At start it runs
 /// `/etc/rackswarm/start` if post actions have put an executable there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,7 +152,7 @@ fn fill(tree: &mut Tree, recipe: &Small, kernel: &Kernel) {
     for (path, mode) in FOLDERS {
         tree.folder(path, *mode);
     }
-    for (path, target) in LINKS {
+    for (path, target) in bootenv::LINKS {
         tree.link(path, target);
     }
     for (path, mode, text) in FILES {
