@@ -34,6 +34,13 @@ const LOAD_LIMIT: Duration = Duration::from_secs(300);
 /// How many lines a node's timeline may grow by before it is cut again.
 const PRUNE_AFTER: u32 = 256;
 
+const PUT_NODE: &str = "INSERT INTO nodes (name, revision, body) VALUES ($1, $2, $3) \
+                        ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_RACK: &str = "INSERT INTO racks (name, revision, body) VALUES ($1, $2, $3) \
+                        ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_DEPLOYMENT: &str = "INSERT INTO deployments (id, revision, body) VALUES ($1, $2, $3) \
+                              ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+
 /// The database engines and what differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
@@ -229,15 +236,7 @@ impl SqlStore {
         let revision = signed(revision.0);
         match change {
             Change::PutNode(node) => {
-                sqlx::query(
-                    "INSERT INTO nodes (name, revision, body) VALUES ($1, $2, $3) \
-                     ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-                )
-                .bind(node.name.to_string())
-                .bind(revision)
-                .bind(json(node)?)
-                .execute(&mut **tx)
-                .await?;
+                keep(tx, PUT_NODE, node.name.to_string(), revision, json(node)?).await?;
             }
             Change::DropNode(name) => {
                 sqlx::query("DELETE FROM nodes WHERE name = $1").bind(name.to_string()).execute(&mut **tx).await?;
@@ -245,30 +244,14 @@ impl SqlStore {
                 bury(tx, revision, "node", name.as_str()).await?;
             }
             Change::PutRack(rack) => {
-                sqlx::query(
-                    "INSERT INTO racks (name, revision, body) VALUES ($1, $2, $3) \
-                     ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-                )
-                .bind(rack.name.to_string())
-                .bind(revision)
-                .bind(json(rack)?)
-                .execute(&mut **tx)
-                .await?;
+                keep(tx, PUT_RACK, rack.name.to_string(), revision, json(rack)?).await?;
             }
             Change::DropRack(name) => {
                 sqlx::query("DELETE FROM racks WHERE name = $1").bind(name.to_string()).execute(&mut **tx).await?;
                 bury(tx, revision, "rack", name.as_str()).await?;
             }
             Change::PutDeployment(deployment) => {
-                sqlx::query(
-                    "INSERT INTO deployments (id, revision, body) VALUES ($1, $2, $3) \
-                     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body",
-                )
-                .bind(signed(deployment.id.0))
-                .bind(revision)
-                .bind(json(deployment)?)
-                .execute(&mut **tx)
-                .await?;
+                keep(tx, PUT_DEPLOYMENT, signed(deployment.id.0), revision, json(deployment)?).await?;
             }
             Change::Note(note) => {
                 sqlx::query("INSERT INTO timeline (revision, line, node, body) VALUES ($1, $2, $3, $4)")
@@ -475,6 +458,20 @@ async fn refuse_newer(options: &AnyConnectOptions, engine: Engine, place: &str) 
         Some(found) if found > known => Err(Error::NewerDatabase { place: place.to_owned(), found, known }),
         _ => Ok(()),
     }
+}
+
+/// A body under its key, in the table that the statement names.
+async fn keep<K>(
+    tx: &mut Transaction<'static, Any>,
+    statement: &'static str,
+    key: K,
+    revision: i64,
+    body: String,
+) -> Result<(), sqlx::Error>
+where
+    K: sqlx::Encode<'static, Any> + sqlx::Type<Any> + 'static,
+{
+    sqlx::query(statement).bind(key).bind(revision).bind(body).execute(&mut **tx).await.map(drop)
 }
 
 async fn bury(
