@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 
 const EXAMPLES: &str = "\
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // The generator panics when it cannot write, so it writes into memory.
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut crate::Cli::command(), "rackswarm", &mut script);
+    clap_complete::generate(arguments.shell, &mut crate::command_line(), "rackswarm", &mut script);
     std::io::stdout().lock().write_all(&script).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }

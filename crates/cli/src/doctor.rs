@@ -99,7 +99,7 @@ pub(crate) fn run(connection: &Connection, arguments: &Arguments) -> Result<Exit
         }
         Err(error) => vec![Finding::fail(
             "configuration",
-            format!("{error:#}"),
+            output::sentence(&error),
             "correct the file; `rackswarm serve --print-config` prints one with every key",
         )],
     };

@@ -4,6 +4,9 @@ mod destination;
 mod report;
 mod screen;
 
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,13 +16,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use image::{DiskSink, Manifest, PieceSink};
-use transport::bittorrent::{Download, FetchJob, Limits, Listener, MagnetJob, fetch_metainfo};
+use image::{Manifest, PieceSink};
+use tokio::sync::watch;
+use transport::bittorrent::{Download, FetchJob, Limits, Listener, MagnetJob, Progress, fetch_metainfo};
 use wire::metainfo::Metainfo;
 use wire::peer::RackName;
 
 use crate::swarming::{self, Behaviour, Listen, Signals, torrent};
 use crate::{output, parse};
+use destination::Opened;
 use report::Report;
 use screen::Screen;
 
@@ -31,8 +36,13 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 /// What to fetch, and whereto.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0 only when every byte was verified and is on DEST; 1 otherwise; 128 and the signal's number when a
-signal ended it before. What was verified until then stays on DEST, and the next run fetches only what is missing.")]
+Examples:
+  rackswarm fetch http://10.0.0.1/image.torrent /dev/sda --rack r7
+  rackswarm fetch 'magnet:?xt=urn:btih:...&tr=http://10.0.0.1:6969/announce' image.raw
+
+Exit status: 0 only when every byte was verified and is on DEST; 1 when it failed;
+130 or 143 when SIGINT or SIGTERM ended it before. What was verified until then
+stays on DEST, and the next run fetches only what is missing.")]
 pub(crate) struct Arguments {
     /// A .torrent file, its http:// address, or a magnet link
     torrent: String,
@@ -92,23 +102,25 @@ impl FromStr for Linger {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
     swarming::log_warnings();
-    swarming::runtime()?.block_on(fetch(arguments, start))
+    swarming::run(fetch(arguments, start))
 }
 
 async fn fetch(arguments: &Arguments, start: Instant) -> Result<ExitCode> {
     let mut signals = Signals::catch()?;
-    let screen = Screen::new();
+    let (screen, phase) = (Screen::new(), RefCell::new(Phase::Looking));
     let limit = arguments.limit.map(|seconds| start + Duration::from_secs(seconds));
     let outcome = tokio::select! {
-        outcome = deliver(arguments, &screen, start) => outcome,
+        outcome = deliver(arguments, &screen, &phase, start) => outcome,
         signal = signals.next() => {
             screen.clear();
-            eprintln!("rackswarm: ended by {} before everything was there; the next run goes on from here", signal.name());
+            let name = signal.name();
+            eprintln!("rackswarm: ended by {name}: {}; the next run goes on from here", phase.borrow());
             return Ok(signal.exit_code());
         }
         () = swarming::until(limit) => {
             screen.clear();
-            bail!("not complete after {} s (--limit); the next run goes on from here", arguments.limit.unwrap_or(0));
+            let seconds = arguments.limit.unwrap_or(0);
+            bail!("not complete after {seconds} s (--limit): {}; the next run goes on from here", phase.borrow());
         }
     };
     let fetched = outcome.inspect_err(|_| screen.clear())?;
@@ -121,10 +133,36 @@ async fn fetch(arguments: &Arguments, start: Instant) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How far it is, for the sentence when it is ended before.
+enum Phase {
+    Looking,
+    Verifying,
+    Fetching(watch::Receiver<Progress>),
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let advice = "is a seed running, and does its tracker answer?";
+        match self {
+            Self::Looking => write!(f, "nobody gave the torrent ({advice})"),
+            Self::Verifying => f.write_str("it still read what DEST holds"),
+            Self::Fetching(progress) => {
+                let progress = *progress.borrow();
+                let (done, all) = (output::bytes(progress.bytes_done), output::bytes(progress.bytes_to_move));
+                match progress.peers {
+                    0 => write!(f, "{done} of {all} came, and nobody is connected ({advice})"),
+                    peers => write!(f, "{done} of {all} came, and {} connected", output::are(peers, "peer")),
+                }
+            }
+        }
+    }
+}
+
 /// A download that is complete and serves others.
 struct Fetched {
     download: Download,
     _listener: Listener,
+    _lock: Option<File>,
 }
 
 impl Fetched {
@@ -135,13 +173,14 @@ impl Fetched {
 }
 
 /// From the torrent's address to the one line on standard output.
-async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Result<Fetched> {
+async fn deliver(arguments: &Arguments, screen: &Screen, phase: &RefCell<Phase>, start: Instant) -> Result<Fetched> {
     destination::check(&arguments.destination)?;
     let listener = bind(arguments.listen).await?;
     let metainfo = Arc::new(find(arguments, &listener, screen).await?);
     let manifest = Arc::new(Manifest::from_metainfo(&metainfo)?);
     let target = destination::of(&arguments.destination, manifest.name())?;
-    let sink = open(target, Arc::clone(&manifest), screen).await?;
+    phase.replace(Phase::Verifying);
+    let Opened { sink, lock } = open(target, Arc::clone(&manifest), screen).await?;
     let held = manifest.bytes_of(&sink.held());
 
     let mut job = FetchJob::new(manifest, Arc::clone(&sink) as _);
@@ -153,6 +192,7 @@ async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Resu
     job.rack.clone_from(&arguments.rack);
     arguments.policy.apply(&mut job.policy);
     let mut download = Download::start(&listener, job)?;
+    phase.replace(Phase::Fetching(download.progress()));
     follow(&mut download, screen).await?;
 
     screen.message("make durable");
@@ -161,7 +201,7 @@ async fn deliver(arguments: &Arguments, screen: &Screen, start: Instant) -> Resu
     screen.clear();
     let report = Report::gather(&download, &sink, held, start.elapsed()).await?;
     output::say(if arguments.json { report.json()? } else { report.line() })?;
-    Ok(Fetched { download, _listener: listener })
+    Ok(Fetched { download, _listener: listener, _lock: lock })
 }
 
 /// The torrent, which the swarm itself gives to whoever has a magnet link.
@@ -177,16 +217,17 @@ async fn find(arguments: &Arguments, listener: &Listener, screen: &Screen) -> Re
 }
 
 /// Opens the destination, keeps what it holds and zeroes what is to be zero.
-async fn open(target: PathBuf, manifest: Arc<Manifest>, screen: &Screen) -> Result<Arc<DiskSink>> {
+async fn open(target: PathBuf, manifest: Arc<Manifest>, screen: &Screen) -> Result<Opened> {
     let screen = screen.clone();
     blocking(move || {
+        let was_there = destination::is_there(&target)?;
         let opened = destination::open(&target, manifest)?;
-        if opened.may_hold_pieces {
+        if was_there {
             opened.sink.scan(&mut screen.follow("verify what is there"))?;
         }
         opened.sink.prepare(&mut screen.follow("zero"))?;
         destination::check_space(&target, opened.sink.manifest().bytes_of(&opened.sink.missing()))?;
-        Ok(Arc::new(opened.sink))
+        Ok(opened)
     })
     .await
 }
@@ -207,7 +248,7 @@ async fn follow(download: &mut Download, screen: &Screen) -> Result<()> {
     loop {
         screen.progress(&numbers.borrow());
         tokio::select! {
-            done = download.completed() => return done.map_err(swarming::plainly),
+            done = download.completed() => return Ok(done?),
             () = tokio::time::sleep(LOOK), if screen.is_seen() => {}
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::Args;
 use fleet::life::{LIFE, Stage};
 
 use crate::output::say;
@@ -45,7 +45,7 @@ pub(crate) fn print_openapi() -> Result<ExitCode> {
 /// The help of every command.
 fn commands() -> String {
     let mut text = "# Commands\n\nPrinted by `cargo xtask generated`.\n".to_owned();
-    let mut root = crate::Cli::command().term_width(WIDTH);
+    let mut root = crate::command_line().term_width(WIDTH);
     root.build();
     add_command(&mut text, &root);
     text

@@ -27,7 +27,8 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use connect::Connection;
 
@@ -99,16 +100,50 @@ enum Command {
     Generate(generate::Arguments),
 }
 
+/// Commands that ask no controller, and so do not show how to reach one.
+const ALONE: [&str; 11] =
+    ["serve", "seed", "fetch", "torrent", "track", "sim", "plan", "bootenv", "lab", "openapi", "completions"];
+/// What the parser finds wrong, and what we find of that kind.
+const WRONG_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     match run(cli) {
         Ok(code) => code,
         Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rackswarm: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("rackswarm: {}", output::sentence(&error));
+            if error.is::<output::WrongUsage>() { WRONG_USAGE.into() } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn parse() -> Result<Cli, ExitCode> {
+    let mut line = command_line();
+    let matches = line.try_get_matches_from_mut(std::env::args_os());
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| {
+        let error = error.format(&mut line);
+        // Where standard output or error is closed there is nobody to tell.
+        let _ = error.print();
+        let is_cut = std::env::args().any(|word| word.starts_with("magnet:"));
+        if is_cut && error.kind() == ErrorKind::MissingRequiredArgument {
+            eprintln!("\n  tip: put the magnet link between quotes; the shell cuts it at its first `&` otherwise");
+        }
+        u8::try_from(error.exit_code()).unwrap_or(WRONG_USAGE).into()
+    })
+}
+
+/// The command line as it is parsed and documented.
+fn command_line() -> clap::Command {
+    let line = Cli::command();
+    let of_all: Vec<Arg> = line.get_arguments().filter(|option| option.is_global_set()).cloned().collect();
+    let hidden = |option: &Arg| option.clone().hide(true);
+    ALONE
+        .into_iter()
+        .fold(line, |line, name| line.mut_subcommand(name, |command| command.args(of_all.iter().map(hidden))))
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -142,10 +177,8 @@ fn wait(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        super::command_line().debug_assert();
     }
 }

@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, ensure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use fleet::deployment::{DeploymentState, Outcome};
 use fleet::ids::Millis;
@@ -25,6 +26,52 @@ pub(crate) fn is_closed(error: &Error) -> bool {
     error
         .chain()
         .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe))
+}
+
+/// What went wrong in one sentence. Errors of this workspace name their causes themselves, so a cause that has been said
+/// is not said again.
+pub(crate) fn sentence(error: &Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        let cause = cause.trim_end();
+        if sentence.contains(cause) {
+            continue;
+        }
+        if !sentence.is_empty() {
+            sentence.push_str(": ");
+        }
+        sentence.push_str(cause);
+    }
+    sentence
+}
+
+/// A command line that contradicts itself; the exit status is that of the parser's own findings.
+#[derive(Debug)]
+pub(crate) struct WrongUsage(String);
+
+impl WrongUsage {
+    pub(crate) fn error(sentence: impl Into<String>) -> Error {
+        Self(sentence.into()).into()
+    }
+}
+
+impl Display for WrongUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
+
+/// Finds out before hours of work whether a result can be written there.
+pub(crate) fn check_file(path: &Path) -> Result<()> {
+    ensure!(!path.is_dir(), "{} is a folder: name a file", path.display());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    ensure!(folder.is_dir(), "the folder {} is not there, so {} cannot be written", folder.display(), path.display());
+    Ok(())
 }
 
 /// Prints the API's JSON where `--json` asks for it, else what `text` makes of the value.
@@ -62,7 +109,7 @@ pub(crate) fn text_of(table: &Table, nothing: &str) -> String {
 /// A cell in the colour that its meaning has; plain where colours are not wanted.
 pub(crate) fn painted(text: impl Display, meaning: Meaning) -> Cell {
     let cell = Cell::new(text);
-    if !colours() {
+    if !colours(&std::io::stdout()) {
         return cell;
     }
     match meaning {
@@ -98,8 +145,8 @@ impl From<Stage> for Meaning {
 }
 
 /// Colours only for a person who has not said no (the convention of NO_COLOR: set and not empty).
-fn colours() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A moment in local time, to the second.
@@ -152,6 +199,11 @@ pub(crate) fn count(number: usize, word: &str) -> String {
     format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
+/// A number of things with its verb, as in `1 node is` or `4 nodes are`.
+pub(crate) fn are(number: usize, word: &str) -> String {
+    format!("{} {}", count(number, word), if number == 1 { "is" } else { "are" })
+}
+
 /// An absent value.
 pub(crate) fn or_dash(value: Option<impl Display>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
@@ -182,6 +234,14 @@ pub(crate) fn outcome(outcome: &Outcome) -> (&'static str, String, Meaning) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_cause_that_was_said_is_not_said_again() {
+        let cause = std::io::Error::other("the disk burns\n");
+        let error = Error::new(cause).context("cannot write x: the disk burns; buy another").context("no torrent");
+        assert_eq!(sentence(&error), "no torrent: cannot write x: the disk burns; buy another");
+        assert_eq!(sentence(&Error::msg("one").context("two")), "two: one");
+    }
 
     #[test]
     fn durations_have_two_units() {

@@ -9,15 +9,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use image::{FileSource, Manifest};
 use swarm::Policy;
+use tokio::runtime::Builder;
 use transport::bittorrent::{Limits, Listener, Seeder};
 use wire::metainfo::Metainfo;
 use wire::peer::RackName;
 
-use crate::output::say;
+use crate::output::{WrongUsage, check_file, say};
 use crate::parse;
 use crate::swarming::create::{self, Form};
 use crate::swarming::tracker::{Knowledge, Server};
@@ -43,7 +44,7 @@ pub(crate) struct Arguments {
     tracker_listen: Option<TrackerListen>,
     /// A tracker's address to write into the torrent, where nodes reach this machine by another than its own; may be
     /// given again
-    #[arg(long = "announce", value_name = "URL")]
+    #[arg(long = "announce", value_name = "URL", value_parser = create::tracker_url)]
     announce: Vec<String>,
     #[command(flatten)]
     knowledge: Knowledge,
@@ -80,7 +81,7 @@ impl FromStr for TrackerListen {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     swarming::log_warnings();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(seed(arguments))
+    swarming::run_on(&mut Builder::new_multi_thread(), seed(arguments))
 }
 
 async fn seed(arguments: &Arguments) -> Result<ExitCode> {
@@ -104,6 +105,9 @@ struct Serving {
 }
 
 async fn begin(arguments: &Arguments) -> Result<Serving> {
+    // Reading the file may take minutes; what cannot work is said before.
+    arguments.torrent.as_deref().map_or(Ok(()), check_file)?;
+    let listener = Listener::bind(arguments.listen.address(PEER_PORT), Limits::default()).await?;
     let tracker = track(arguments).await?;
     let at = tracker.as_ref().map_or(arguments.listen.ip, |tracker| tracker.address().ip());
     let reachable = addresses::reachable(at)?;
@@ -115,7 +119,6 @@ async fn begin(arguments: &Arguments) -> Result<Serving> {
     if let Some(out) = &arguments.torrent {
         create::write(out, &metainfo)?;
     }
-    let listener = Listener::bind(arguments.listen.address(PEER_PORT), Limits::default()).await?;
     if let Some(tracker) = &tracker {
         tracker.register(&metainfo);
     }
@@ -135,14 +138,12 @@ async fn track(arguments: &Arguments) -> Result<Option<Server>> {
     match arguments.tracker_listen.unwrap_or(TrackerListen::At(usual)) {
         TrackerListen::At(listen) => Ok(Some(arguments.knowledge.open(listen.address(TRACKER_PORT), INTERVAL).await?)),
         TrackerListen::Nowhere => {
-            ensure!(
-                !arguments.announce.is_empty(),
-                "--tracker-listen none needs --announce: nobody would find the seed"
-            );
-            ensure!(
-                arguments.knowledge.topology.is_none(),
-                "--topology is for the tracker: give it to `rackswarm track`"
-            );
+            if arguments.announce.is_empty() {
+                return Err(WrongUsage::error("--tracker-listen none needs --announce: nobody would find the seed"));
+            }
+            if arguments.knowledge.topology.is_some() {
+                return Err(WrongUsage::error("--topology is for the tracker: give it to `rackswarm track`"));
+            }
             Ok(None)
         }
     }

@@ -1,6 +1,5 @@
 //! `rackswarm serve`: the controller.
 
-use std::io::IsTerminal;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,7 +12,7 @@ use clap::{Args, ValueEnum};
 use controller::Config;
 use tracing_subscriber::EnvFilter;
 
-use crate::output::say;
+use crate::output::{self, say};
 
 /// Read when no other is named, if it is there.
 const DEFAULT_FILE: &str = "/etc/rackswarm.toml";
@@ -131,8 +130,7 @@ fn start_log(log: Log) {
     match log {
         Log::Json => builder.json().init(),
         Log::Text => {
-            let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            builder.with_ansi(std::io::stderr().is_terminal() && !no_colour).with_target(false).init();
+            builder.with_ansi(output::colours(&std::io::stderr())).with_target(false).init();
         }
     }
 }

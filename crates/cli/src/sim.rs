@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use sim::{Report, Sample, Scenario};
 
-use crate::output::{bytes, say, table, text_of};
+use crate::output::{bytes, check_file, say, table, text_of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,10 +57,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some((first, last)) = arguments.seeds {
         return sweep(&scenario, first, last, arguments.json);
     }
+    let beside = arguments.csv.as_deref().map(beside);
+    for path in [&arguments.csv, &beside, &arguments.svg].into_iter().flatten() {
+        check_file(path)?;
+    }
     let run = simulate(&scenario, arguments.seed, true)?;
-    if let Some(path) = &arguments.csv {
-        write(path, &run.report.nodes_csv())?;
-        write(&beside(path), &run.report.progress_csv())?;
+    if let (Some(nodes), Some(progress)) = (&arguments.csv, &beside) {
+        write(nodes, &run.report.nodes_csv())?;
+        write(progress, &run.report.progress_csv())?;
     }
     if let Some(path) = &arguments.svg {
         write(path, &run.report.svg()?)?;

@@ -10,12 +10,14 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use swarm::Policy;
 use swarm::policy::ChokerKind;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::output;
 
 /// The port that peers listen on, unless told otherwise.
 pub(crate) const PEER_PORT: u16 = 6881;
@@ -88,7 +90,8 @@ impl Behaviour {
 
 /// Warnings go to standard error; `RUST_LOG` chooses otherwise.
 pub(crate) fn log_warnings() {
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let colours = output::colours(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(colours);
     // A filter costs a regular expression engine, which two hundred processes on one machine would feel.
     let _ = match std::env::var("RUST_LOG") {
         Ok(filter) => log.with_env_filter(filter).try_init(),
@@ -96,10 +99,17 @@ pub(crate) fn log_warnings() {
     };
 }
 
-/// One thread for the network: hashes and disks have their own, and a machine of few cores runs best so.
-pub(crate) fn runtime() -> Result<Runtime> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build().context("cannot start the runtime")
+/// Runs on one thread for the network: hashes and disks have their own, and a machine of few cores runs best so.
+pub(crate) fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    run_on(Builder::new_current_thread().max_blocking_threads(BLOCKING_THREADS), work)
+}
+
+/// Runs on this kind of runtime. Whoever is told to end does not wait for a file to be read to its end.
+pub(crate) fn run_on<T>(builder: &mut Builder, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = builder.enable_all().build().context("cannot start the runtime")?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Ends at this moment, or never.
@@ -151,26 +161,6 @@ impl Received {
             Self::Interrupt => 130,
             Self::Terminate => 143,
         })
-    }
-}
-
-/// What a disk that is full or read-only means for the person at it.
-pub(crate) fn plainly(error: transport::Error) -> Error {
-    let advice = match &error {
-        transport::Error::Disk(image::Error::Device { source, .. } | image::Error::Io { source, .. }) => {
-            match source.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                    Some("the disk is full: make room and run it again, it goes on from here")
-                }
-                std::io::ErrorKind::ReadOnlyFilesystem => Some("it is read-only: choose another DEST"),
-                _ => None,
-            }
-        }
-        _ => None,
-    };
-    match advice {
-        Some(advice) => Error::new(error).context(advice),
-        None => error.into(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use crate::output::say;
+use crate::output::{check_file, say};
 use crate::swarming::create::{self, Form};
 
 /// Of what, and how.
@@ -18,13 +18,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "OUT")]
     out: PathBuf,
     /// Address of a tracker; may be given again
-    #[arg(long = "announce", value_name = "URL")]
+    #[arg(long = "announce", value_name = "URL", value_parser = create::tracker_url)]
     announce: Vec<String>,
     #[command(flatten)]
     form: Form,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    check_file(&arguments.out)?;
     let metainfo = arguments.form.make(&arguments.file, arguments.announce.clone())?;
     create::write(&arguments.out, &metainfo)?;
     let mut lines = arguments.form.describe(&arguments.file, &metainfo);

@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     swarming::log_warnings();
-    swarming::runtime()?.block_on(track(arguments))
+    swarming::run(track(arguments))
 }
 
 async fn track(arguments: &Arguments) -> Result<ExitCode> {

@@ -29,6 +29,13 @@ fn every_command_has_help_with_what_matters() {
         ("deploy", &["--nodes", "--rack", "--watch", "status", "cancel", "proved"]),
         ("deploy status", &["--watch", "--json"]),
         ("deploy cancel", &["d-3"]),
+        ("seed", &["--torrent", "--tracker-listen", "--topology", "--version <KIND>"]),
+        ("fetch", &["--rack", "--linger", "--peer", "magnet", "Exit status"]),
+        ("torrent", &["--out", "--announce", "--piece-size"]),
+        ("track", &["--topology", "--interval"]),
+        ("sim", &["--seeds", "--csv", "--svg", "Examples"]),
+        ("plan", &["--uplink <RATE>", "--written <SIZE>", "Examples"]),
+        ("lab bench", &["--runs", "--quick", "--peers"]),
         ("bootenv build", &["--out", "--kernel", "--agent", "SOURCE_DATE_EPOCH"]),
         ("doctor", &["--config", "--json", "foreign DHCP"]),
         ("lab demo", &["--nodes", "--json", "--bootenv"]),
@@ -44,6 +51,17 @@ fn every_command_has_help_with_what_matters() {
         }
         assert!(!ran.stdout.contains('\u{1b}'), "{command} --help has colours in a pipe");
     }
+}
+
+#[test]
+fn only_commands_that_ask_a_controller_show_how_to_reach_it() {
+    for (command, asks) in [("node list", true), ("doctor", true), ("fetch", false), ("lab power", false)] {
+        let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        assert_eq!(rackswarm(&arguments).stdout.contains("--token-file"), asks, "{command}");
+    }
+    // Whoever has them in the environment or types them in front is not refused.
+    let plan = ["--server", "http://10.0.0.1:8080", "plan", "--nodes", "2", "--size", "1GiB", "--rate", "1Gbit"];
+    assert_eq!(rackswarm(&plan).code, 0);
 }
 
 #[test]
@@ -69,6 +87,18 @@ fn mistakes_on_the_command_line_have_exit_status_2() {
         (&["lab", "power", "next-boot", "fake:n1"], "DEVICE"),
         (&["lab", "demo", "--nodes", "0", "--image", "i", "--bootenv", "b"], "1..=64"),
         (&["serve", "--print-config", "--check"], "cannot be used"),
+        (&["fetch", "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567"], "between quotes"),
+        (&["torrent", "x", "--out", "y", "--announce", "10.0.0.1:6969"], "http://10.0.0.1:6969/announce"),
+        (&["seed", "x", "--tracker-listen", "none"], "--announce"),
+        (&["plan", "--nodes", "0", "--size", "1GiB", "--rate", "1Gbit"], "1..=1000000"),
+        (&["plan", "--nodes", "2", "--size", "big", "--rate", "1Gbit"], "is no size"),
+        (&["plan", "--nodes", "2", "--size", "9000000GiB", "--rate", "1Gbit"], "--size"),
+        (&["plan", "--nodes", "2", "--size", "1GiB", "--rate", "0"], "more than 0"),
+        (&["plan", "--nodes", "2", "--racks", "3", "--size", "1GiB", "--rate", "1Gbit"], "--racks"),
+        (&["plan", "--nodes", "2", "--uplink", "1Gbit", "--size", "1GiB", "--rate", "1Gbit"], "--uplink"),
+        (&["plan", "--nodes", "2", "--eta", "nan", "--size", "1GiB", "--rate", "1Gbit"], "from 0 to 1"),
+        (&["plan", "--nodes", "2", "--copies", "inf", "--size", "1GiB", "--rate", "1Gbit"], "from 1 to 1000000"),
+        (&["sim", "x.toml", "--seeds", "5..1"], "5 is after 1"),
     ] {
         let ran = rackswarm(arguments);
         assert_eq!(ran.code, 2, "{arguments:?}: {}", ran.stderr);

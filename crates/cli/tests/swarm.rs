@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::File;
 use std::io::Read;
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -271,7 +272,69 @@ fn a_signal_before_the_end_is_orderly_and_no_success() {
 
     let ran = rackswarm(&["fetch", &torrent, &place.text("copy"), "--listen", &loopback(), "--limit", "1"]);
     assert_eq!(ran.code, 1);
-    assert!(ran.stderr.contains("--limit"), "{}", ran.stderr);
+    for word in ["--limit", "nobody is connected", "next run"] {
+        assert!(ran.stderr.contains(word), "nothing of {word}: {}", ran.stderr);
+    }
+    assert!(!ran.stderr.contains('\u{1b}'), "colours in a pipe: {}", ran.stderr);
+}
+
+#[test]
+fn one_file_is_the_destination_of_one_fetch() {
+    let place = Place::new();
+    let _seed = place.seed(&[]);
+    let mut first = command();
+    first.arg("fetch").arg(place.path("t")).arg(place.path("copy"));
+    first.args(["--listen", &loopback(), "--linger", "forever"]);
+    let out = File::create(place.path("first.out")).unwrap();
+    let mut first = Running(first.stdout(out).spawn().unwrap());
+    until("the first one is complete", || !std::fs::read(place.path("first.out")).unwrap().is_empty());
+    let ran = place.fetch(&[&place.text("copy")]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(ran.stderr.contains("another fetch"), "{}", ran.stderr);
+    first.signal("TERM");
+    assert_eq!(first.code(), Some(0));
+    assert_eq!(place.fetch(&[&place.text("copy")]).code, 0);
+}
+
+#[test]
+fn a_signal_does_not_wait_for_a_file_to_be_read() {
+    let place = Place::new();
+    // Hashing this takes hours.
+    File::create(place.path("image")).unwrap().set_len(4 << 40).unwrap();
+    let tracker = loopback();
+    let mut seed = command();
+    seed.arg("seed").arg(place.path("image")).args(["--listen", &loopback(), "--tracker-listen", &tracker]);
+    let mut seed = Running(seed.stdout(Stdio::null()).spawn().unwrap());
+    until("it has begun", || TcpStream::connect(&tracker).is_ok());
+    seed.signal("INT");
+    assert_eq!(seed.code(), Some(130));
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_the_file_is_read() {
+    let place = Place::new();
+    File::create(place.path("image")).unwrap().set_len(4 << 40).unwrap();
+    File::create(place.path("empty")).unwrap();
+    let (image, empty, folder) = (place.text("image"), place.text("empty"), place.text(""));
+    let scenario = place.text("scenario.toml");
+    let text = "title = \"two\"\n[image]\nsize = \"1GiB\"\npiece = \"1MiB\"\n[fabric]\nnodes = 2\nrate = \"1kbit\"\n";
+    std::fs::write(&scenario, text).unwrap();
+    for (words, said) in [
+        (&["torrent", &image, "--out", "/nonesuch/t"][..], &["the folder /nonesuch is not there"][..]),
+        (&["torrent", &image, "--out", &folder], &["is a folder"]),
+        (&["torrent", &empty, "--out", "t"], &["is empty"]),
+        (&["seed", &image, "--torrent", "/nonesuch/t", "--listen", "127.0.0.1:0"], &["the folder /nonesuch"]),
+        (&["seed", &image, "--listen", "192.0.2.1:1"], &["192.0.2.1:1", "choose another address"]),
+        (&["sim", &scenario, "--csv", "/nonesuch/run.csv"], &["the folder /nonesuch"]),
+        (&["sim", "/nonesuch.toml"], &["cannot read /nonesuch.toml"]),
+    ] {
+        let ran = rackswarm(words);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{words:?}: {}", ran.stderr);
+        for word in said {
+            assert!(ran.stderr.contains(word), "{words:?} says nothing of {word}: {}", ran.stderr);
+        }
+        assert!(ran.stderr.matches("os error").count() < 2, "{words:?} says its cause twice: {}", ran.stderr);
+    }
 }
 
 #[test]
@@ -289,6 +352,9 @@ fn what_cannot_be_is_said_before_anything_is_fetched() {
         (&["/nonesuch.torrent", &image], &["cannot open", "/nonesuch.torrent"]),
         (&[&other, &image], &["no .torrent"]),
         (&["https://a/b", &image], &["http://"]),
+        (&["ftp://a/b", &image], &["ftp", "http://"]),
+        (&[&torrent, "/proc/copy"], &["/proc has 0 MiB free"]),
+        (&["magnet:?xt=urn:btih:short", &image], &["magnet", "between quotes"]),
         (&["magnet:?dn=nothing", &image], &["magnet", "names no torrent"]),
     ] {
         let ran = rackswarm(&[&["fetch"], words].concat());

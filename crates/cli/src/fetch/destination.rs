@@ -1,6 +1,6 @@
 //! DEST: a block device, a file or a folder, and every way in which it may be the wrong one.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use image::{DiskSink, Manifest};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// An open destination.
 pub(super) struct Opened {
-    pub(super) sink: DiskSink,
-    /// It was there before.
-    pub(super) may_hold_pieces: bool,
+    pub(super) sink: Arc<DiskSink>,
+    /// Keeps other fetches away from a file until it is dropped; the kernel does so for a block device.
+    pub(super) lock: Option<File>,
 }
 
 /// Finds a typing error before anything is asked of the network.
@@ -37,7 +39,19 @@ pub(super) fn check(destination: &Path) -> Result<()> {
         "{} is neither a block device, nor a file, nor a folder",
         destination.display()
     );
+    ensure!(
+        !is_read_only(&metadata),
+        "{0} is read-only: choose another DEST, or lift it by `blockdev --setrw {0}`",
+        destination.display()
+    );
     Ok(())
+}
+
+/// Whether the kernel refuses to write to a block device, which it tells only at the first write otherwise.
+fn is_read_only(metadata: &Metadata) -> bool {
+    let number = metadata.rdev();
+    let about = format!("/sys/dev/block/{}:{}/ro", rustix::fs::major(number), rustix::fs::minor(number));
+    metadata.file_type().is_block_device() && std::fs::read_to_string(about).is_ok_and(|text| text.trim() == "1")
 }
 
 /// The file or device that is written: a folder gets a file of the image's name.
@@ -49,13 +63,23 @@ pub(super) fn of(destination: &Path, name: &str) -> Result<PathBuf> {
     Ok(destination.join(name))
 }
 
+pub(super) fn is_there(target: &Path) -> Result<bool> {
+    Ok(look(target)?.is_some_and(|there| !is_empty_file(&there)))
+}
+
+fn is_empty_file(there: &Metadata) -> bool {
+    there.is_file() && there.len() == 0
+}
+
 /// Opens what is there, or makes a sparse file.
 pub(super) fn open(target: &Path, manifest: Arc<Manifest>) -> Result<Opened> {
     let Some(there) = look(target)? else {
         check_space(target, manifest.payload_bytes())?;
-        return Ok(Opened { sink: DiskSink::create(target, manifest)?, may_hold_pieces: false });
+        let sink = Arc::new(DiskSink::create(target, manifest)?);
+        return Ok(Opened { sink, lock: locked(target)? });
     };
-    if there.is_file() && there.len() == 0 {
+    let lock = if there.is_file() { locked(target)? } else { None };
+    if is_empty_file(&there) {
         std::fs::remove_file(target).with_context(|| format!("cannot replace the empty file {}", target.display()))?;
         return open(target, manifest);
     }
@@ -66,7 +90,19 @@ pub(super) fn open(target: &Path, manifest: Arc<Manifest>) -> Result<Opened> {
         there.len(),
         manifest.size_bytes()
     );
-    Ok(Opened { sink: DiskSink::open(target, manifest)?, may_hold_pieces: true })
+    Ok(Opened { sink: Arc::new(DiskSink::open(target, manifest)?), lock })
+}
+
+/// The file under a lock that no other fetch has; `None` where the file system knows no locks.
+fn locked(path: &Path) -> Result<Option<File>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => {
+            bail!("another fetch writes to {} or gives from it: end that one, or choose another DEST", path.display())
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Refuses before anything is fetched what would fill the disk. A block device has its space.

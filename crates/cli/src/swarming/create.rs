@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use image::metainfo::{self, CreateOptions, Version};
 use wire::magnet::Magnet;
@@ -17,7 +17,7 @@ pub(crate) struct Form {
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     piece_size: Option<u64>,
     /// Kind of torrent
-    #[arg(id = "kind", long = "version", value_enum, default_value_t)]
+    #[arg(id = "kind", long = "version", value_name = "KIND", value_enum, default_value_t)]
     kind: Kind,
     /// Do not mark the torrent as private (BEP 27): ordinary clients then look for peers beyond the tracker
     #[arg(long)]
@@ -39,6 +39,8 @@ enum Kind {
 impl Form {
     /// Reads the file once, on all cores. Blocks.
     pub(crate) fn make(&self, file: &Path, trackers: Vec<String>) -> Result<Metainfo> {
+        let is_empty = std::fs::metadata(file).is_ok_and(|about| about.is_file() && about.len() == 0);
+        ensure!(!is_empty, "{} is empty: there is nothing to give", file.display());
         let options = CreateOptions {
             name: None,
             version: match self.kind {
@@ -66,6 +68,17 @@ impl Form {
         lines.extend(metainfo.v2().map(|hash| format!("info-hash   {hash} (v2)")));
         lines.extend(metainfo.announce().iter().map(|url| format!("tracker     {url}")));
         lines
+    }
+}
+
+/// A tracker's address, for a torrent that any client may read.
+pub(crate) fn tracker_url(text: &str) -> Result<String, String> {
+    let known = ["http", "https", "udp"];
+    match text.split_once("://") {
+        Some((scheme, host)) if known.contains(&scheme) && !host.trim_start_matches('/').is_empty() => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("`{text}` is no tracker's address: write it as in http://10.0.0.1:6969/announce")),
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) fn magnet(place: &str) -> Result<Option<Magnet>> {
     if !place.starts_with("magnet:") {
         return Ok(None);
     }
-    place.parse().map(Some).with_context(|| format!("{place} cannot be used"))
+    place.parse().map(Some).with_context(|| format!("{place} cannot be used; copy all of it, between quotes"))
 }
 
 /// Reads the torrent at a path or an address.
@@ -24,11 +24,13 @@ pub(crate) async fn read(place: &str) -> Result<Metainfo> {
     if magnet(place)?.is_some() {
         bail!("a magnet link names no piece: give the .torrent file or its http:// address");
     }
-    ensure!(
-        !place.starts_with("https:"),
-        "{place} is https, and only http:// is understood: fetch the .torrent with another program first"
-    );
-    let bytes = if place.starts_with("http://") { get(place).await? } else { from_file(place)? };
+    let bytes = match place.split_once("://") {
+        Some(("http", _)) => get(place).await?,
+        Some((scheme, _)) => {
+            bail!("{place} is {scheme}, and only http:// is understood: get the .torrent with another program first")
+        }
+        None => from_file(place)?,
+    };
     Metainfo::decode(&bytes).with_context(|| format!("{place} is no .torrent that can be used"))
 }
 
