@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,25 @@ impl Store {
         }
     }
 
+    /// Appends a block to `out` if that takes no waiting; otherwise leaves it
+    /// as it was, and false is returned.
+    pub(super) fn append_cached(&self, block: Block, out: &mut Vec<u8>) -> bool {
+        let Some((file, start)) = self.place(block.piece) else { return false };
+        let (begin, offset) = (out.len(), start + u64::from(block.offset));
+        out.resize(begin + block.length as usize, 0);
+        let into = &mut out[begin..];
+        let read = if self.lives_in_memory(file) {
+            file.read_at(into, offset).ok()
+        } else {
+            rustix::io::preadv2(file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT).ok()
+        };
+        let whole = read == Some(block.length as usize);
+        if !whole {
+            out.truncate(begin);
+        }
+        whole
+    }
+
     /// A range packed; none when it does not shrink.
     pub(super) async fn packed(self: &Arc<Self>, range: Block) -> Result<Option<Bytes>, Error> {
         if let Some(packed) = self.packer.cached(range) {
@@ -183,13 +203,18 @@ impl Store {
     /// Whether reading there would not wait: the first and the last page are
     /// looked at, since the system reads and drops whole runs of pages.
     fn is_in_memory(&self, file: &File, offset: u64, length: u32) -> bool {
-        let in_memory = || rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }));
-        *self.in_memory.get_or_init(in_memory)
+        self.lives_in_memory(file)
             || [offset, offset + u64::from(length) - 1].into_iter().all(|at| {
                 let mut byte = [0];
                 let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
                 read == Ok(1)
             })
+    }
+
+    /// Whether the files of the source are nowhere but in memory.
+    fn lives_in_memory(&self, file: &File) -> bool {
+        let found = || rustix::fs::fstatfs(file).is_ok_and(|found| MEMORY_FILESYSTEMS.contains(&{ found.f_type }));
+        *self.in_memory.get_or_init(found)
     }
 
     /// Whoever wants a part of a piece wants the rest next.

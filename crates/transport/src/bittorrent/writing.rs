@@ -26,6 +26,9 @@ use super::store::{Payload, Store};
 /// How long a peer may leave us unable to send anything.
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Most bytes of blocks that leave together.
+const MOST_BLOCKS_BYTES: u32 = 128 << 10;
+
 /// What the writing task is told.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -93,18 +96,18 @@ impl Writer {
             while let Ok(order) = self.orders.try_recv() {
                 self.queue(order);
             }
-            match self.ranges.pop_front() {
-                Some(Queued::Range(range)) => {
-                    if !self.send_first_of(range).await? {
-                        return Ok(());
-                    }
+            let open = match self.ranges.front() {
+                Some(Queued::Range(_)) if self.bulk => self.send_chunk().await?,
+                Some(Queued::Range(_)) => self.send_blocks().await?,
+                Some(Queued::Behind(message)) => {
+                    message.encode(&self.theirs, &mut self.small);
+                    self.ranges.pop_front();
+                    true
                 }
-                Some(Queued::Behind(message)) => self.say(&message),
-                None => {
-                    if !self.wait().await? {
-                        return Ok(());
-                    }
-                }
+                None => self.wait().await?,
+            };
+            if !open {
+                return Ok(());
             }
         }
     }
@@ -115,8 +118,7 @@ impl Writer {
         if !self.small.is_empty() {
             let mut small = std::mem::take(&mut self.small);
             self.push(&small, Rest::Nothing).await?;
-            small.clear();
-            self.small = small;
+            self.reuse(small);
             return Ok(true);
         }
         self.pace.idle();
@@ -152,15 +154,30 @@ impl Writer {
         }
     }
 
-    /// Sends one chunk of a range, small messages in front; the rest of the
-    /// range is the next in the queue. False when the swarm has ended.
-    async fn send_first_of(&mut self, range: Block) -> io::Result<bool> {
-        let longest = if self.bulk { self.pace.chunk_bytes() } else { BLOCK_BYTES };
-        let chunk = Block { length: range.length.min(longest), ..range };
-        if chunk.length < range.length {
-            let offset = range.offset + chunk.length;
-            self.ranges.push_front(Queued::Range(Block { offset, length: range.length - chunk.length, ..range }));
+    /// What is next of the first range in the queue, at most so much of it.
+    fn first_chunk(&self, longest: u32) -> Option<Block> {
+        match self.ranges.front() {
+            Some(Queued::Range(range)) => Some(Block { length: range.length.min(longest), ..*range }),
+            _ => None,
         }
+    }
+
+    /// A chunk leaves the queue; the rest of its range is the next.
+    fn advance(&mut self, chunk: Block) {
+        if let Some(Queued::Range(range)) = self.ranges.front_mut() {
+            range.offset += chunk.length;
+            range.length -= chunk.length;
+            if range.length == 0 {
+                self.ranges.pop_front();
+            }
+        }
+    }
+
+    /// Sends one chunk, small messages in front. False when the swarm has ended.
+    async fn send_chunk(&mut self) -> io::Result<bool> {
+        let longest = if self.bulk { self.pace.chunk_bytes() } else { BLOCK_BYTES };
+        let Some(chunk) = self.first_chunk(longest) else { return Ok(true) };
+        self.advance(chunk);
         let mut head = std::mem::take(&mut self.small);
         if self.unpacks
             && self.swarm.store.packer().worth_trying(self.pace.rate())
@@ -177,9 +194,58 @@ impl Writer {
             }
         }
         self.pace.unhindered();
-        head.clear();
-        self.small = head;
-        Ok(self.swarm.events.send(Event::Sent(self.swarm.peer, chunk)).await.is_ok())
+        self.reuse(head);
+        Ok(self.sent(chunk).await)
+    }
+
+    /// Sends blocks of 16 KiB to those who know no longer ones: as many as make
+    /// up a chunk leave together, if they are in memory. One system call for
+    /// each costs more than the copy that this takes.
+    async fn send_blocks(&mut self) -> io::Result<bool> {
+        let mut out = std::mem::take(&mut self.small);
+        let mut blocks = Vec::new();
+        let (mut length, longest) = (0, self.pace.chunk_bytes().min(MOST_BLOCKS_BYTES));
+        while let Some(block) = self.first_chunk(BLOCK_BYTES)
+            && length + block.length <= longest
+        {
+            let begin = out.len();
+            out.extend_from_slice(&encode_piece_head(block));
+            if !self.swarm.store.append_cached(block, &mut out) {
+                out.truncate(begin);
+                break;
+            }
+            self.advance(block);
+            blocks.push(block);
+            length += block.length;
+        }
+        if blocks.is_empty() {
+            self.small = out;
+            return self.send_chunk().await;
+        }
+        self.push(&out, Rest::Nothing).await?;
+        self.pace.unhindered();
+        self.reuse(out);
+        for block in blocks {
+            if !self.sent(block).await {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tells the swarm. False when it has ended.
+    async fn sent(&self, chunk: Block) -> bool {
+        self.swarm.events.send(Event::Sent(self.swarm.peer, chunk)).await.is_ok()
+    }
+
+    /// The buffer of small messages is used again. What held payloads goes when
+    /// nothing more is to be sent.
+    fn reuse(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        if buffer.capacity() > BLOCK_BYTES as usize && self.ranges.is_empty() {
+            buffer = Vec::new();
+        }
+        self.small = buffer;
     }
 
     /// Hands everything to the socket.
