@@ -4,12 +4,23 @@
 //! `power::virtual_bmc::Rules::parse`, or an empty word.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use rackswarm_power::open;
 use rackswarm_power::virtual_bmc::{Rules, VirtualBmc};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("virtual_bmc: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [listen, password_file, rules, drivers @ ..] = words.as_slice() else {
         return Err("say: virtual_bmc ADDRESS:PORT PASSWORD_FILE RULES DRIVER...".into());

@@ -82,6 +82,9 @@ impl Http {
             format!(
                 "it gave no answer to {what} within {seconds} s; check its power and network, and the firewalls between"
             )
+        } else if error.is_builder() {
+            let causes = causes(&error.without_url());
+            return Error::refused(&self.target, format!("the address of {what} is none ({causes}); correct it"));
         } else if error.is_connect() {
             let causes = causes(&error.without_url());
             format!(

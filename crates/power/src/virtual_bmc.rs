@@ -121,6 +121,7 @@ impl Rules {
     /// Names the word that is wrong.
     pub fn parse(text: &str) -> Result<Rules> {
         let mut words = Address::parse(&format!("bmc:?{text}"))?;
+        words.set_example("sessions=2&lockout=3&lie=power");
         let otherwise = Rules::default();
         let mut millis = |name: &str, otherwise: Duration| {
             Ok::<_, crate::Error>(words.number(name, 0..=600_000)?.map_or(otherwise, Duration::from_millis))

@@ -452,7 +452,13 @@ mod tests {
         let error = open(&address).unwrap().on().await.unwrap_err();
         assert!(error.to_string().contains("status 401") && !error.to_string().contains("hunter2"), "{error}");
         assert_eq!(error.advice(), Advice::Refuse);
+        let twice = address.replace("outlet:a/4", "outlet:a/4,strip:127.0.0.1:80");
+        std::fs::write(folder.path().join("hooks.toml"), "[on]\nurl = \"http://{{strip}}/\"\n").unwrap();
+        let error = open(&twice).unwrap().on().await.unwrap_err();
+        assert!(error.to_string().contains("the address of the call [on]"), "{error}");
+        assert_eq!(error.advice(), Advice::Refuse);
         let without = address.replace("outlet:", "plug:");
+        std::fs::write(folder.path().join("hooks.toml"), "[on]\nurl = \"http://x/{{outlet}}\"\n").unwrap();
         assert!(open(&without).unwrap().on().await.unwrap_err().to_string().contains("{{outlet}}"));
         std::fs::write(folder.path().join("hooks.toml"), "[on]\nurl = \"https://x/\"\n").unwrap();
         let error = open(&address).unwrap().on().await.unwrap_err().to_string();
