@@ -146,10 +146,13 @@ impl fmt::Display for Phase {
         match self {
             Self::Looking => write!(f, "nobody gave the torrent ({advice})"),
             Self::Verifying => f.write_str("it still read what DEST holds"),
+            // Numbers come about once a second; before the first there is nothing to tell from them.
+            Self::Fetching(progress) if !progress.has_changed().unwrap_or(true) => f.write_str("it had just begun"),
             Self::Fetching(progress) => {
                 let progress = *progress.borrow();
                 let (done, all) = (output::bytes(progress.bytes_done), output::bytes(progress.bytes_to_move));
                 match progress.peers {
+                    _ if done == all => f.write_str("everything came and was being made durable"),
                     0 => write!(f, "{done} of {all} came, and nobody is connected ({advice})"),
                     peers => write!(f, "{done} of {all} came, and {} connected", output::are(peers, "peer")),
                 }

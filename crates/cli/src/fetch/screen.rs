@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 use indicatif::{ProgressBar, ProgressStyle};
 use transport::bittorrent::Progress;
 
+use crate::output;
+
 /// Where progress is shown, if anywhere.
 #[derive(Clone)]
 pub(super) struct Screen {
@@ -54,10 +56,10 @@ impl Screen {
         bar.set_length(progress.bytes_to_move);
         bar.set_position(progress.bytes_done);
         bar.set_message(format!(
-            "in {} MB/s, out {} MB/s, {} peers",
+            "in {} MB/s, out {} MB/s, {}",
             tenths(progress.down_bytes_per_second),
             tenths(progress.up_bytes_per_second),
-            progress.peers
+            output::count(progress.peers, "peer")
         ));
     }
 }
