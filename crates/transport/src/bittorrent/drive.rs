@@ -34,7 +34,7 @@ use super::packing::Unpacker;
 use super::pool::{Landing, Pool, Yard};
 use super::progress::{Cause, Dropped, Meter, Progress};
 use super::reading::{self, Chunk, Reading};
-use super::services::Services;
+use super::services::{HashPlaces, Services};
 use super::store::{Budget, Store};
 use super::writing::{self, Order, Writing};
 use crate::Error;
@@ -297,7 +297,22 @@ struct Connection {
     orders: mpsc::Sender<Order>,
     /// Announcements that wait for company.
     waiting: Vec<Message>,
+    /// What was requested of it.
+    _requests: Requests,
+    hash_places: HashPlaces,
     tasks: [AbortHandle; 2],
+}
+
+/// What was requested of a peer; nothing more once this is dropped.
+struct Requests {
+    yard: Arc<Yard>,
+    peer: Peer,
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        self.yard.gone(self.peer);
+    }
 }
 
 impl Drop for Connection {
@@ -414,8 +429,7 @@ impl Drive {
             Event::Found(peers) => self.step(Input::Found(peers)),
             Event::Look(look) => look(&self.engine, &self.dropped),
             // From a connection that the engine dropped.
-            Event::Chunk(_, chunk) => self.discard(chunk),
-            Event::Said(..) | Event::Sent(..) => {}
+            Event::Chunk(..) | Event::Said(..) | Event::Sent(..) => {}
         }
         Ok(())
     }
@@ -431,7 +445,8 @@ impl Drive {
                 return;
             }
             Message::HashRequest(range) => {
-                match self.services.hashes(peer, **range) {
+                let Some(connection) = self.connections.get(&peer) else { return };
+                match self.services.hashes(peer, &connection.hash_places, **range) {
                     Ok(work) => drop(self.tasks.spawn(work)),
                     Err(refusal) => self.order(peer, Order::Say(refusal)),
                 }
@@ -454,15 +469,8 @@ impl Drive {
         let block = chunk.block;
         self.arrived = Some(chunk);
         self.step(Input::Arrived(peer, block));
-        if let Some(chunk) = self.arrived.take() {
-            self.discard(chunk);
-        }
-    }
-
-    fn discard(&self, chunk: Chunk) {
-        if let Landing::Aside(bytes) = chunk.landed {
-            self.pool.give(bytes);
-        }
+        // What the engine does not want.
+        self.arrived = None;
     }
 
     /// The engine's one door, and everything that comes out of it.
@@ -538,7 +546,16 @@ impl Drive {
         let reading = hold(place, reading::read(read, reading));
         let tasks = [self.tasks.spawn(reading), self.tasks.spawn(writing::write(write, queue, writing))];
         let tasks = tasks.map(|task| task.abort_handle());
-        let connection = Connection { address, id, speaks_v2, orders, waiting: Vec::new(), tasks };
+        let connection = Connection {
+            address,
+            id,
+            speaks_v2,
+            orders,
+            waiting: Vec::new(),
+            _requests: Requests { yard: Arc::clone(&self.yard), peer },
+            hash_places: HashPlaces::default(),
+            tasks,
+        };
         self.connections.insert(peer, connection);
         self.step(Input::Connected { peer, side, address, id, speaks });
     }
@@ -546,7 +563,7 @@ impl Drive {
     /// What the engine says, with what only the driver knows.
     fn say(&mut self, peer: Peer, mut message: Message) {
         match &mut message {
-            Message::Request(block) => self.yard.expect(block.piece),
+            Message::Request(block) => self.yard.expect(peer, *block),
             Message::Extended(Extended::Handshake(handshake)) => {
                 self.services.introduce(handshake, self.listener.address().port());
             }
@@ -601,10 +618,7 @@ impl Drive {
         let Some(Chunk { block: whole, landed }) = self.arrived.take() else { return };
         match landed {
             Landing::Place(claim) if block == whole => claim.keep(),
-            Landing::Aside(bytes) if block == whole => {
-                self.yard.put(block, &bytes);
-                self.pool.give(bytes);
-            }
+            Landing::Aside(bytes) if block == whole => self.yard.put(block, &bytes),
             Landing::Nowhere => {}
             mut landed => {
                 let begin = block.offset.saturating_sub(whole.offset) as usize;
@@ -656,11 +670,13 @@ impl Drive {
         match checked {
             Checked::Written { bytes, twins } => {
                 if let Some(bytes) = bytes {
+                    let length = bytes.len();
                     match self.store.remember(piece, bytes) {
                         Some(bytes) => self.pool.give(bytes),
-                        None => self.pool.lose(),
+                        None => self.pool.lose(length),
                     }
                 }
+                self.yard.done(piece);
                 self.services.known_good(piece);
                 self.step(Input::Verified(piece, Verdict::Good));
                 for twin in twins {

@@ -19,7 +19,7 @@ use wire::peer::{Bitfield, Block, Extended, Frame, FrameDecoder, Message};
 use super::drive::Event;
 use super::pace::MAX_CHUNK_BYTES;
 use super::packing::Unpacker;
-use super::pool::{Landing, Pool, Yard};
+use super::pool::{Landing, Lent, Pool, Yard};
 use super::sockets::wake_reader_at;
 
 /// What is read ahead while no payload is expected: a few small messages, or
@@ -169,12 +169,7 @@ impl<S: Source> Reader<S> {
             self.bitfield = Some(bitfield.clone());
             return Some(message);
         };
-        for piece in bitfield.iter() {
-            if !known.contains(piece) {
-                known.insert(piece);
-                self.haves.push_back(piece);
-            }
-        }
+        known.merge(bitfield, |piece| self.haves.push_back(piece));
         None
     }
 
@@ -187,7 +182,7 @@ impl<S: Source> Reader<S> {
     }
 
     async fn payload(&mut self, block: Block) -> io::Result<Landing> {
-        let mut landing = self.swarm.yard.claim(block);
+        let mut landing = self.swarm.yard.claim(self.swarm.peer, block);
         let length = block.length as usize;
         match &mut landing {
             Landing::Place(claim) => {
@@ -196,34 +191,37 @@ impl<S: Source> Reader<S> {
                     .await?;
             }
             Landing::Aside(bytes) => self.receive(length, |at, read| read(&mut bytes[at..])).await?,
-            Landing::Nowhere => {
-                let mut sink = vec![0; SINK_BYTES.min(length)];
-                self.receive(length, |at, read| {
-                    let most = sink.len().min(length - at);
-                    read(&mut sink[..most])
-                })
-                .await?;
-            }
+            Landing::Nowhere => self.pass_over(length).await?,
         }
         Ok(landing)
+    }
+
+    /// Receives bytes that nobody wants.
+    async fn pass_over(&mut self, length: usize) -> io::Result<()> {
+        let mut sink = vec![0; SINK_BYTES.min(length)];
+        self.receive(length, |at, read| {
+            let most = sink.len().min(length - at);
+            read(&mut sink[..most])
+        })
+        .await
     }
 
     /// The packed bytes are fewer than the block's, which the decoder has
     /// checked, so a buffer of the block's length always suffices.
     async fn packed(&mut self, block: Block, packed_bytes: usize) -> io::Result<Landing> {
-        let mut packed = self.swarm.pool.take(packed_bytes);
-        let received = self.receive(packed_bytes, |at, read| read(&mut packed[at..])).await;
-        let unpacked = received.and_then(|()| {
-            let mut landing = self.swarm.yard.claim(block);
-            match &mut landing {
-                Landing::Place(claim) => claim.with(|place| self.swarm.unpacker.unpack(&packed, place))?,
-                Landing::Aside(bytes) => self.swarm.unpacker.unpack(&packed, bytes)?,
-                Landing::Nowhere => {}
-            }
-            Ok(landing)
-        });
-        self.swarm.pool.give(packed);
-        unpacked
+        let mut landing = self.swarm.yard.claim(self.swarm.peer, block);
+        if matches!(landing, Landing::Nowhere) {
+            self.pass_over(packed_bytes).await?;
+            return Ok(landing);
+        }
+        let mut packed = Lent::of(&self.swarm.pool, packed_bytes);
+        self.receive(packed_bytes, |at, read| read(&mut packed[at..])).await?;
+        match &mut landing {
+            Landing::Place(claim) => claim.with(|place| self.swarm.unpacker.unpack(&packed, place))?,
+            Landing::Aside(bytes) => self.swarm.unpacker.unpack(&packed, bytes)?,
+            Landing::Nowhere => {}
+        }
+        Ok(landing)
     }
 
     /// Reads exactly `length` bytes. `place` is called with the number that is
@@ -263,8 +261,10 @@ impl<S: Source> Reader<S> {
     /// Reads ahead. The buffer grows for the rare long message and shrinks
     /// again after it.
     async fn fill(&mut self) -> io::Result<()> {
-        self.heads.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
+        if self.start > 0 {
+            self.heads.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
         if self.end == self.heads.len() {
             let grown = (self.heads.len() * 2).min(self.decoder.buffer_bytes().max(HEADS_BYTES));
             self.heads.resize(grown, 0);
@@ -369,6 +369,12 @@ mod tests {
         Reader::new(Drops { bytes, at: 0, drop_bytes, marks: Arc::default(), dry: false }, reading)
     }
 
+    /// Requests a whole piece.
+    fn expect(reader: &Reader<Drops>, piece: u32) {
+        let Reading { peer, shape, yard, .. } = &reader.swarm;
+        yard.expect(*peer, Block { piece, offset: 0, length: shape.piece_bytes(piece) });
+    }
+
     fn encode(message: &Message, out: &mut Vec<u8>) {
         message.encode(&ExtensionIds::OURS, out);
     }
@@ -391,7 +397,7 @@ mod tests {
         encode(&Message::Have(2), &mut bytes);
         for drop_bytes in [1, 5, 1000, 4096, 1 << 20] {
             let mut reader = reader(bytes.clone(), drop_bytes);
-            reader.swarm.yard.expect(1);
+            expect(&reader, 1);
             assert!(matches!(reader.next().await, Ok(Heard::Message(Message::Unchoke))));
             let Ok(Heard::Chunk(chunk)) = reader.next().await else { panic!("no payload") };
             let Landing::Place(claim) = chunk.landed else { panic!("not in its place") };
@@ -407,7 +413,7 @@ mod tests {
     async fn the_reader_sleeps_until_a_payload_is_whole() {
         let block = Block { piece: 0, offset: 0, length: 16384 };
         let mut reader = reader(piece(block, &[1; 16384]), 4096);
-        reader.swarm.yard.expect(0);
+        expect(&reader, 0);
         assert!(reader.next().await.is_ok());
         let marks = reader.stream.marks.lock().unwrap().clone();
         assert_eq!(marks, [16384 - (4096 - 13), 16384 - (8192 - 13), 16384 - (12288 - 13), 13]);
@@ -435,7 +441,7 @@ mod tests {
         encode(&hello(), &mut bytes);
         bytes.extend(piece(block, &payload));
         let mut reader = reader(bytes, 1 << 20);
-        reader.swarm.yard.expect(2);
+        expect(&reader, 2);
         assert!(matches!(reader.next().await, Ok(Heard::Message(_))));
         assert!(matches!(reader.next().await, Ok(Heard::Chunk(Chunk { landed: Landing::Place(_), .. }))));
     }
@@ -453,12 +459,31 @@ mod tests {
         bytes.extend(encode_packed_head(rack, shorter, packed.len() as u32));
         bytes.extend(&packed);
         let mut reader = reader(bytes, 100);
-        reader.swarm.yard.expect(0);
+        expect(&reader, 0);
         assert!(matches!(reader.next().await, Ok(Heard::Message(_))));
         let Ok(Heard::Chunk(Chunk { landed: Landing::Place(claim), .. })) = reader.next().await else { panic!() };
         claim.with(|place| assert!(place.iter().all(|byte| *byte == 5) && place.len() == 65536));
         drop(claim);
         assert_eq!(reader.next().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn payloads_that_nobody_asked_for_take_no_memory() {
+        let block = Block { piece: 0, offset: 0, length: 65536 };
+        let packed = zstd::bulk::compress(&[5; 65536], 1).unwrap();
+        let mut bytes = Vec::new();
+        encode(&hello(), &mut bytes);
+        bytes.extend(piece(block, &[1; 65536]));
+        bytes.extend(encode_packed_head(ExtensionIds::OURS.rack.unwrap(), block, packed.len() as u32));
+        bytes.extend(&packed);
+        encode(&Message::Have(2), &mut bytes);
+        let mut reader = reader(bytes, 1000);
+        assert!(matches!(reader.next().await, Ok(Heard::Message(_))));
+        for _ in 0..2 {
+            assert!(matches!(reader.next().await, Ok(Heard::Chunk(Chunk { landed: Landing::Nowhere, .. }))));
+        }
+        assert!(matches!(reader.next().await, Ok(Heard::Message(Message::Have(2)))));
+        assert_eq!(reader.swarm.pool.bytes(), 0);
     }
 
     #[tokio::test]

@@ -17,8 +17,12 @@ use wire::peer::{Block, ExtensionHandshake, ExtensionIds, HashRange, METADATA_PI
 use super::drive::Event;
 use super::store::Store;
 
-/// Hash requests worked on at once; further ones are refused, as BEP 52 allows.
+/// Hash requests of all peers that are worked on at once; further ones wait.
 const HASH_REQUESTS: usize = 4;
+
+/// Hash requests of one peer that are worked on or wait; further ones are
+/// refused, as BEP 52 allows, so that nobody takes others' turns.
+const HASH_REQUESTS_OF_PEER: usize = 4;
 
 /// Looking at what is served takes at most one part in so many of a core.
 const INSPECTION_SHARE: u32 = 16;
@@ -31,6 +35,15 @@ pub(super) struct Services {
     events: mpsc::Sender<Event>,
     hashing: Arc<Semaphore>,
     inspector: Arc<Inspector>,
+}
+
+/// The hash requests that one peer may have open.
+pub(super) struct HashPlaces(Arc<Semaphore>);
+
+impl Default for HashPlaces {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(HASH_REQUESTS_OF_PEER)))
+    }
 }
 
 /// Reads again what this process has not itself written or checked.
@@ -83,16 +96,19 @@ impl Services {
     /// Works out the answer to a request for hashes.
     ///
     /// # Errors
-    /// The refusal, when too many are asked at once.
+    /// The refusal, when this peer asks for too many at once.
     pub(super) fn hashes(
         &self,
         peer: Peer,
+        places: &HashPlaces,
         range: HashRange,
     ) -> Result<impl Future<Output = ()> + Send + 'static, Message> {
         let refusal = Message::HashReject(Box::new(range));
-        let Ok(turn) = Arc::clone(&self.hashing).try_acquire_owned() else { return Err(refusal) };
+        let Ok(place) = Arc::clone(&places.0).try_acquire_owned() else { return Err(refusal) };
+        let hashing = Arc::clone(&self.hashing);
         let (manifest, store, events) = (Arc::clone(&self.manifest), Arc::clone(&self.store), self.events.clone());
         Ok(async move {
+            let turn = hashing.acquire_owned().await;
             let work = move || {
                 manifest.hashes(&range, &mut |piece| {
                     let mut bytes = vec![0; manifest.piece_length(piece) as usize];
@@ -101,7 +117,7 @@ impl Services {
                 })
             };
             let hashes = spawn_blocking(work).await.ok().flatten();
-            drop(turn);
+            drop((turn, place));
             let answer = hashes.map_or(refusal, |hashes| Message::Hashes(Box::new(range), hashes));
             // The peer may be gone.
             let _ = events.send(Event::Answer(peer, answer)).await;
@@ -164,5 +180,42 @@ impl Services {
 impl Inspector {
     fn with<T>(&self, act: impl FnOnce(&mut Inspection) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use image::seal::seal_file;
+    use image::{FileSource, no_progress};
+    use swarm::Shape;
+
+    const PIECE: u64 = 64 << 10;
+
+    #[tokio::test]
+    async fn who_asks_for_many_hashes_takes_nobody_elses_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::write(&path, vec![7; 8 * PIECE as usize]).unwrap();
+        let sealed = seal_file(&path, Some(PIECE), &mut no_progress).unwrap();
+        let manifest = Arc::new(Manifest::from_sealed(&"hashes".parse().unwrap(), &sealed).unwrap());
+        let source = Arc::new(FileSource::open(&path, Arc::clone(&manifest)).unwrap());
+        let shape = Shape::new(manifest.size_bytes(), manifest.piece_size_bytes()).unwrap();
+        let (events, mut answers) = mpsc::channel(16);
+        let services = Services::new(Arc::clone(&manifest), Arc::new(Store::new(source, shape, 1 << 20)), None, events);
+        let [range] = manifest.leaf_ranges(3).try_into().unwrap();
+        let (greedy, modest) = (HashPlaces::default(), HashPlaces::default());
+        let works: Vec<_> =
+            (0..HASH_REQUESTS_OF_PEER).map(|_| services.hashes(Peer(1), &greedy, range).ok().unwrap()).collect();
+        assert_eq!(services.hashes(Peer(1), &greedy, range).err(), Some(Message::HashReject(Box::new(range))));
+        services.hashes(Peer(2), &modest, range).ok().unwrap().await;
+        let Some(Event::Answer(Peer(2), Message::Hashes(of, hashes))) = answers.recv().await else { panic!() };
+        assert_eq!((*of, hashes), (range, leaf_hashes(&[7; PIECE as usize])));
+        for work in works {
+            work.await;
+            assert!(matches!(answers.recv().await, Some(Event::Answer(Peer(1), Message::Hashes(..)))));
+        }
+        assert!(services.hashes(Peer(1), &greedy, range).is_ok(), "answered requests are no longer open");
     }
 }

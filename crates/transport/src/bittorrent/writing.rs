@@ -116,7 +116,7 @@ impl Writer {
     /// closed the queue.
     async fn wait(&mut self) -> io::Result<bool> {
         if !self.small.is_empty() {
-            let mut small = std::mem::take(&mut self.small);
+            let small = std::mem::take(&mut self.small);
             self.push(&small, Rest::Nothing).await?;
             self.reuse(small);
             return Ok(true);
