@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::task::{JoinSet, coop};
+use tokio::time::{Instant, interval_at, timeout};
 use wire::announce::Event as AnnounceEvent;
 use wire::magnet::Magnet;
 use wire::metainfo::merkle::climb;
@@ -43,6 +43,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Longest message of a peer that is taken in, besides the parts of the
 /// dictionary: a bitfield of the largest torrent.
 const FRAME_LIMIT_BYTES: u32 = 512 << 10;
+
+/// Least room for each read.
+const READ_BYTES: usize = 16 << 10;
 
 /// A torrent is not known yet, so neither is how many pieces it has; this many
 /// would fit into the largest bitfield.
@@ -130,6 +133,8 @@ impl Search {
         meet(self.named_peers().await, &mut to_ask);
         // The queue has a place: nothing was asked yet.
         let _ = ask.try_send(progress(Some(AnnounceEvent::Started)));
+        let mut failed: Vec<SocketAddr> = Vec::new();
+        let mut again = interval_at(Instant::now() + AGAIN, AGAIN);
         loop {
             while asking.len() < PEERS_AT_ONCE
                 && let Some(peer) = to_ask.pop_front()
@@ -144,10 +149,7 @@ impl Search {
                         Ok(metainfo) => return Ok(metainfo),
                         Err(error) => {
                             tracing::debug!(%peer, %error, "a peer did not give the torrent");
-                            to_ask.push_back(peer);
-                            if asking.is_empty() {
-                                sleep(AGAIN).await;
-                            }
+                            failed.push(peer);
                         }
                     }
                 }
@@ -156,7 +158,8 @@ impl Search {
                     Event::Found(peers) => meet(peers, &mut to_ask),
                     _ => {}
                 },
-                () = sleep(AGAIN) => {
+                _ = again.tick() => {
+                    to_ask.extend(failed.drain(..));
                     // When the tracker is still busy, it is being asked.
                     let _ = ask.try_send(progress(None));
                 }
@@ -214,14 +217,16 @@ impl Search {
 struct Talk {
     stream: TcpStream,
     decoder: FrameDecoder,
+    /// Bytes read, of which those before `start` are used.
     buffer: Vec<u8>,
+    start: usize,
     theirs: ExtensionIds,
 }
 
 impl Talk {
     fn new(stream: TcpStream) -> Self {
         let decoder = FrameDecoder::new(UNKNOWN_PIECES, FRAME_LIMIT_BYTES);
-        Self { stream, decoder, buffer: Vec::new(), theirs: ExtensionIds::NONE }
+        Self { stream, decoder, buffer: Vec::new(), start: 0, theirs: ExtensionIds::NONE }
     }
 
     async fn info_dictionary(&mut self) -> io::Result<Vec<u8>> {
@@ -290,32 +295,40 @@ impl Talk {
     /// The next message; what cannot be understood without knowing the torrent
     /// is passed over.
     async fn hear(&mut self) -> io::Result<Message> {
+        // A flood of messages must not keep this thread from others.
+        coop::consume_budget().await;
         loop {
             if let Some((id, used)) = self.passed_over()? {
-                self.buffer.drain(..used);
+                self.start += used;
                 return Ok(Message::Unknown { id });
             }
-            match self.decoder.decode(&self.buffer).map_err(invalid)? {
+            match self.decoder.decode(&self.buffer[self.start..]).map_err(invalid)? {
                 Some((Frame::Message(message), used)) => {
-                    self.buffer.drain(..used);
+                    self.start += used;
                     return Ok(message);
                 }
                 Some((Frame::Piece(_) | Frame::Packed { .. }, _)) => {
                     return Err(invalid("it sent what was not asked for"));
                 }
-                None => {
-                    if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
+                None => self.fill().await?,
             }
+        }
+    }
+
+    /// Reads more. Only now what was used goes, all of it at once.
+    async fn fill(&mut self) -> io::Result<()> {
+        self.buffer.drain(..std::mem::take(&mut self.start));
+        self.buffer.reserve(READ_BYTES);
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
         }
     }
 
     /// A bitfield says how many pieces there are, which is not known yet.
     fn passed_over(&self) -> io::Result<Option<(u8, usize)>> {
         const BITFIELD: u8 = 5;
-        let Some((prefix, rest)) = self.buffer.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((prefix, rest)) = self.buffer[self.start..].split_first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*prefix);
         if rest.first() != Some(&BITFIELD) {
             return Ok(None);
@@ -324,5 +337,70 @@ impl Talk {
             return Err(invalid("its bitfield is longer than any"));
         }
         Ok((rest.len() >= length as usize).then_some((BITFIELD, 4 + length as usize)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tokio::net::TcpListener;
+    use wire::peer::Bitfield;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// What a conversation with a peer brings that says all this at once.
+    async fn told(messages: &[Message]) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        messages.iter().for_each(|message| message.encode(&ExtensionIds::OURS, &mut bytes));
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let peer = tokio::spawn(async move {
+            let (mut stream, _) = socket.accept().await.unwrap();
+            // The other side may have heard enough before the end.
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let mut talk = Talk::new(TcpStream::connect(address).await.unwrap());
+        let told = timeout(DEADLINE, talk.info_dictionary()).await.unwrap();
+        drop(talk);
+        peer.await.unwrap();
+        told
+    }
+
+    fn hello(metadata_bytes: Option<u32>) -> Message {
+        ExtensionHandshake { ids: ExtensionIds::OURS, metadata_bytes, ..ExtensionHandshake::default() }.into()
+    }
+
+    fn part(piece: u32, total_bytes: u32, bytes: Vec<u8>) -> Message {
+        MetadataMessage::Data { piece, total_bytes, bytes: Bytes::from(bytes) }.into()
+    }
+
+    #[tokio::test]
+    async fn the_dictionary_is_found_among_a_hundred_thousand_other_messages() {
+        let info: Vec<u8> = (0..METADATA_PIECE_BYTES + 100).map(|at| (at / 100) as u8).collect();
+        let total = info.len() as u32;
+        let mut messages = vec![Message::Bitfield(Bitfield::empty(500)), hello(Some(total))];
+        messages.extend((0..100_000).map(Message::Have));
+        messages.push(part(0, total, info[..METADATA_PIECE_BYTES as usize].to_vec()));
+        messages.push(Message::Unchoke);
+        messages.push(part(1, total, info[METADATA_PIECE_BYTES as usize..].to_vec()));
+        assert_eq!(told(&messages).await.unwrap(), info);
+    }
+
+    #[tokio::test]
+    async fn sizes_that_no_dictionary_has_are_refused_before_anything_is_asked() {
+        for bytes in [None, Some(0), Some(MAX_METADATA_BYTES + 1), Some(u32::MAX)] {
+            let error = told(&[hello(bytes)]).await.unwrap_err();
+            assert_eq!(error.to_string(), "it does not give metadata", "{bytes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn parts_of_another_size_than_was_said_are_not_taken() {
+        let right = part(0, 100, vec![1; 100]);
+        let told = told(&[hello(Some(100)), part(0, 99, vec![2; 99]), right]).await;
+        assert_eq!(told.unwrap(), [1; 100]);
     }
 }
