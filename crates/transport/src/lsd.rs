@@ -29,8 +29,10 @@ const ANSWER_SPREAD: Duration = Duration::from_secs(1);
 /// So many answers of others make ours needless.
 const ENOUGH: u32 = 4;
 
-/// Datagrams read in a second; what comes beyond is dropped.
-const READ_PER_SECOND: u32 = 100;
+/// Datagrams taken in a second, and of one address; what comes beyond is
+/// dropped.
+const READ_PER_SECOND: usize = 100;
+const READ_PER_SECOND_OF_ONE: usize = 10;
 
 /// The calls of one swarm.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Lsd {
     pub(crate) async fn run<T>(self, lonely: &Notify, found: mpsc::Sender<T>, told: fn(SocketAddr) -> T) {
         let mut manners = Manners::default();
         let (began, mut datagram) = (Instant::now(), vec![0; MAX_LSD_BYTES + 1]);
-        let (mut left, mut second) = (READ_PER_SECOND, Instant::now());
+        let mut ration = Ration::default();
         loop {
             let due = manners.due.map(|due| began + due);
             tokio::select! {
@@ -95,11 +97,9 @@ impl Lsd {
                         sleep(Duration::from_millis(100)).await;
                         continue;
                     };
-                    if second.elapsed() >= Duration::from_secs(1) {
-                        (second, left) = (Instant::now(), READ_PER_SECOND);
+                    if !ration.takes(from.ip(), began.elapsed()) {
+                        continue;
                     }
-                    let Some(rest) = left.checked_sub(1) else { continue };
-                    left = rest;
                     if let Some(address) = self.heard(&datagram[..bytes], from) {
                         manners.heard(began.elapsed(), rand::random());
                         if found.send(told(address)).await.is_err() {
@@ -142,6 +142,30 @@ impl Lsd {
                 tracing::debug!(?way, %error, "a call into the local network was not sent");
             }
         }
+    }
+}
+
+/// Datagrams of the current second, so that nobody's flood keeps us from hearing
+/// others.
+#[derive(Debug, Default)]
+struct Ration {
+    second: u64,
+    senders: Vec<IpAddr>,
+}
+
+impl Ration {
+    /// Whether a datagram that comes now is taken.
+    fn takes(&mut self, from: IpAddr, now: Duration) -> bool {
+        if self.second != now.as_secs() {
+            self.second = now.as_secs();
+            self.senders.clear();
+        }
+        let of_one = self.senders.iter().filter(|sender| **sender == from).count();
+        let takes = self.senders.len() < READ_PER_SECOND && of_one < READ_PER_SECOND_OF_ONE;
+        if takes {
+            self.senders.push(from);
+        }
+        takes
     }
 }
 
@@ -273,6 +297,18 @@ mod tests {
         }
         assert_eq!(answers, ENOUGH);
         assert!(hearers.iter().all(|manners| manners.due.is_none()), "nobody answers answers");
+    }
+
+    #[test]
+    fn a_flood_of_one_address_leaves_room_for_others() {
+        let mut ration = Ration::default();
+        let address = |last| IpAddr::from([10, 0, 0, last]);
+        let taken = (0..1000).filter(|_| ration.takes(address(1), at(100))).count();
+        assert_eq!(taken, READ_PER_SECOND_OF_ONE);
+        assert!(ration.takes(address(2), at(100)));
+        let taken = (0..200).filter(|last| ration.takes(address(*last), at(200))).count();
+        assert_eq!(taken, READ_PER_SECOND - READ_PER_SECOND_OF_ONE - 1);
+        assert!(ration.takes(address(1), at(1100)), "the next second");
     }
 
     async fn open(name: u8, port: u16) -> Lsd {
