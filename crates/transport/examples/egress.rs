@@ -1,6 +1,10 @@
 //! How many bytes a second one seeder gives on loopback, everything in memory
-//! (row m of issue 3). The clients live in the same program: either they only
-//! drain their sockets, or they are real downloads into memory.
+//! (row m of issue 3), and what each side pays for them. The clients live in the
+//! same program on threads of their own: either they only drain their sockets,
+//! in ranges of a piece or as ordinary clients in
+//! blocks of 16 KiB, or they are real downloads into memory.
+//! What the kernel does for the receiver of loopback's packets is mostly done,
+//! and counted, where they are sent.
 //!
 //! `cargo run --release -p rackswarm-transport --example egress -- [drain|download|blocks] [CLIENTS] [SECONDS]`
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -20,6 +24,7 @@ use rackswarm_transport::bittorrent::{Download, FetchJob, Limits, Listener, Seed
 use rackswarm_transport::usage;
 use swarm::Policy;
 use swarm::policy::ChokerKind;
+use tokio::runtime::{Builder, Runtime};
 use wire::peer::{
     BLOCK_BYTES, Block, ExtensionHandshake, ExtensionIds, HANDSHAKE_BYTES, Handshake, Message, PeerId, RackHello,
 };
@@ -44,8 +49,8 @@ fn main() {
 
 fn measure(kind: &str, clients: usize, seconds: u64, folder: &Path) {
     let (image, manifest) = image_of_noise(folder);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (seeder, address) = runtime.block_on(async {
+    let (seeding, fetching) = (runtime(SEED), runtime(FETCH));
+    let (seeder, address) = seeding.block_on(async {
         let policy = Policy { choker: ChokerKind::Cooperative, ..Policy::default() };
         let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
         let seeder = Seeder::new(listener).with_policy(policy);
@@ -53,23 +58,66 @@ fn measure(kind: &str, clients: usize, seconds: u64, folder: &Path) {
         let published = seeder.publish(Arc::clone(&manifest), source, vec![]).unwrap();
         (seeder, published.address)
     });
-    let cpu = usage::cpu_seconds();
-    let begun = Instant::now();
-    let bytes = match kind {
-        "download" => runtime.block_on(download(&manifest, address, clients, folder)),
-        "drain" => drain(&manifest, address, clients, seconds, PIECE_BYTES as u32),
-        "blocks" => drain(&manifest, address, clients, seconds, BLOCK_BYTES),
+    let length = Duration::from_secs(seconds);
+    let given = match kind {
+        "download" => fetching.block_on(download(&manifest, address, clients, length, folder)),
+        "drain" => drain(&manifest, address, clients, length, PIECE_BYTES as u32),
+        "blocks" => drain(&manifest, address, clients, length, BLOCK_BYTES),
         other => panic!("`{other}` is none of drain, download, blocks"),
     };
-    let dropped = runtime.block_on(seeder.dropped(manifest.infohash().unwrap()));
+    let dropped = seeding.block_on(seeder.dropped(manifest.infohash().unwrap()));
     assert!(dropped.is_empty(), "the seeder dropped clients: {dropped:?}");
-    let (took, gigabytes) = (begun.elapsed().as_secs_f64(), bytes as f64 / 1e9);
+    let gigabytes = given.bytes as f64 / 1e9;
     println!(
-        "{kind}, {clients} clients: {:.2} GB/s; {:.2} CPU-seconds per GB, both sides; peak memory {} MiB",
-        gigabytes / took,
-        (usage::cpu_seconds() - cpu) / gigabytes,
+        "{kind}, {clients} clients: {:.2} GB/s; CPU-seconds per GB: seeder {:.2}, clients {:.2}; peak memory {} MiB",
+        gigabytes / given.took.as_secs_f64(),
+        given.seed_cpu / gigabytes,
+        given.fetch_cpu / gigabytes,
         usage::peak_memory_bytes().unwrap_or(0) >> 20,
     );
+}
+
+/// Names of the threads of both sides.
+const SEED: &str = "seed";
+const FETCH: &str = "fetch";
+
+fn runtime(name: &str) -> Runtime {
+    Builder::new_multi_thread().thread_name(name).enable_all().build().unwrap()
+}
+
+/// What the seeder gave, in what time and at what price.
+#[derive(Default)]
+struct Given {
+    bytes: u64,
+    took: Duration,
+    seed_cpu: f64,
+    fetch_cpu: f64,
+}
+
+impl Given {
+    /// Adds what happened since then.
+    fn add(&mut self, begun: Instant, cpu: (f64, f64), bytes: u64) {
+        self.bytes += bytes;
+        self.took += begun.elapsed();
+        let now = cpu_of_both();
+        self.seed_cpu += now.0 - cpu.0;
+        self.fetch_cpu += now.1 - cpu.1;
+    }
+}
+
+/// CPU-seconds of the seeder's and of the clients' threads.
+fn cpu_of_both() -> (f64, f64) {
+    let of = |name: &str| -> f64 {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let nanoseconds = tasks.filter_map(|task| {
+            let folder = task.unwrap().path();
+            let called = fs::read_to_string(folder.join("comm")).ok()?;
+            let schedule = fs::read_to_string(folder.join("schedstat")).ok()?;
+            (called.trim() == name).then(|| schedule.split(' ').next()?.parse::<f64>().ok()).flatten()
+        });
+        nanoseconds.sum::<f64>() / 1e9
+    };
+    (of(SEED), of(FETCH))
 }
 
 fn image_of_noise(folder: &Path) -> (PathBuf, Arc<Manifest>) {
@@ -89,38 +137,58 @@ fn image_of_noise(folder: &Path) -> (PathBuf, Arc<Manifest>) {
     (path, Arc::new(manifest))
 }
 
-async fn download(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, folder: &Path) -> u64 {
+/// Downloads again and again until the time is over.
+async fn download(
+    manifest: &Arc<Manifest>,
+    seeder: SocketAddr,
+    clients: usize,
+    length: Duration,
+    folder: &Path,
+) -> Given {
     let policy = Policy { choker: ChokerKind::Cooperative, ..Policy::default() };
-    let mut downloads = Vec::new();
-    for client in 0..clients {
-        let disk = DiskSink::create(&folder.join(format!("disk{client}")), Arc::clone(manifest)).unwrap();
-        let job = FetchJob {
-            peers: vec![seeder],
-            policy: policy.clone(),
-            ..FetchJob::new(Arc::clone(manifest), Arc::new(disk))
-        };
-        let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
-        downloads.push(Download::start(&listener, job).unwrap());
+    let mut given = Given::default();
+    while given.took < length {
+        let disks: Vec<PathBuf> = (0..clients).map(|client| folder.join(format!("disk{client}"))).collect();
+        let (cpu, begun) = (cpu_of_both(), Instant::now());
+        let mut downloads = Vec::new();
+        for disk in &disks {
+            let disk = DiskSink::create(disk, Arc::clone(manifest)).unwrap();
+            let job = FetchJob {
+                peers: vec![seeder],
+                policy: policy.clone(),
+                ..FetchJob::new(Arc::clone(manifest), Arc::new(disk))
+            };
+            let listener = Listener::bind(ANYWHERE, Limits::default()).await.unwrap();
+            downloads.push(Download::start(&listener, job).unwrap());
+        }
+        for download in &mut downloads {
+            tokio::time::timeout(Duration::from_secs(60), download.completed()).await.unwrap().unwrap();
+        }
+        given.add(begun, cpu, IMAGE_BYTES * clients as u64);
+        for download in downloads {
+            download.stop().await.unwrap();
+        }
+        disks.iter().for_each(|disk| fs::remove_file(disk).unwrap());
     }
-    let deadline = Duration::from_secs(60);
-    for download in &mut downloads {
-        tokio::time::timeout(deadline, download.completed()).await.unwrap().unwrap();
-    }
-    IMAGE_BYTES * clients as u64
+    given
 }
 
-/// Bytes that the clients got in this time.
-fn drain(manifest: &Arc<Manifest>, seeder: SocketAddr, clients: usize, seconds: u64, range_bytes: u32) -> u64 {
+/// What the clients got in this time.
+fn drain(manifest: &Manifest, seeder: SocketAddr, clients: usize, length: Duration, range_bytes: u32) -> Given {
     let (got, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut given = Given::default();
     std::thread::scope(|scope| {
+        let (got, over) = (&got, &over);
         for client in 0..clients {
-            let (got, over) = (&got, &over);
-            scope.spawn(move || drain_one(manifest, seeder, client, range_bytes, got, over));
+            let drain = move || drain_one(manifest, seeder, client, range_bytes, got, over);
+            std::thread::Builder::new().name(FETCH.to_owned()).spawn_scoped(scope, drain).unwrap();
         }
-        std::thread::sleep(Duration::from_secs(seconds));
+        let (cpu, begun) = (cpu_of_both(), Instant::now());
+        std::thread::sleep(length);
+        given.add(begun, cpu, got.load(Ordering::Relaxed));
         over.store(true, Ordering::Relaxed);
-        got.load(Ordering::Relaxed)
-    })
+    });
+    given
 }
 
 fn drain_one(
@@ -136,8 +204,13 @@ fn drain_one(
     let id = PeerId(*format!("-RS0100-drain{client:07}").as_bytes().first_chunk().unwrap());
     stream.write_all(&Handshake::new(manifest.infohash().unwrap(), id).encode()).unwrap();
     stream.read_exact(&mut [0; HANDSHAKE_BYTES]).unwrap();
+    // Without it the seeder takes us for an ordinary client.
     let hello = RackHello { rack: None, max_request_bytes: PIECE_BYTES as u32, zstd: false };
-    let ours = ExtensionHandshake { ids: ExtensionIds::OURS, rack: Some(hello), ..ExtensionHandshake::default() };
+    let ours = ExtensionHandshake {
+        ids: ExtensionIds::OURS,
+        rack: (range_bytes > BLOCK_BYTES).then_some(hello),
+        ..ExtensionHandshake::default()
+    };
     say(&mut stream, &[ours.into(), Message::HaveNone, Message::Interested]);
     // Longer than any choke lasts; the seeder serves everybody.
     std::thread::sleep(Duration::from_millis(200));
