@@ -141,9 +141,9 @@ fn command_line() -> clap::Command {
     let line = Cli::command();
     let of_all: Vec<Arg> = line.get_arguments().filter(|option| option.is_global_set()).cloned().collect();
     let hidden = |option: &Arg| option.clone().hide(true);
-    ALONE
-        .into_iter()
-        .fold(line, |line, name| line.mut_subcommand(name, |command| command.args(of_all.iter().map(hidden))))
+    line.mut_subcommands(|command| {
+        if ALONE.contains(&command.get_name()) { command.args(of_all.iter().map(hidden)) } else { command }
+    })
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
