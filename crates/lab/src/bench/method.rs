@@ -103,8 +103,12 @@ fn done_when_ended(stage: &mut Stage<'_>, node: usize) -> Result<Option<SystemTi
 const FLAG: &str = "done";
 
 fn done_when_flagged(stage: &mut Stage<'_>, node: usize) -> Result<Option<SystemTime>> {
-    let flag = stage.home(Place::Node(node)).join(FLAG);
-    if let Some(written) = stage.written(&flag) {
+    done_when_written(stage, node, FLAG)
+}
+
+/// Done when this file in the node's folder is there.
+fn done_when_written(stage: &mut Stage<'_>, node: usize, name: &str) -> Result<Option<SystemTime>> {
+    if let Some(written) = stage.written(&stage.home(Place::Node(node)).join(name)) {
         return Ok(Some(written));
     }
     match stage.ended(Place::Node(node)) {

@@ -67,40 +67,58 @@ pub struct Setting<'a> {
 /// What was measured; one line of JSON. Times in seconds, sizes in bytes, "images" are payload over the file's size.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
 pub struct Measured {
+    /// Everybody who was not killed had the whole file, byte by byte.
     pub ok: bool,
+    /// Why it failed.
     pub error: Option<String>,
     /// Others used the machine.
     pub noisy: bool,
     /// From the gate's opening (of each node's own gate where they are staggered) to the last node.
     pub makespan: f64,
+    /// Until the first node had everything.
     pub first: f64,
+    /// Until half of the nodes had.
     pub median: f64,
+    /// Of each node that was not killed, in order.
     pub per_node: Vec<f64>,
-    /// Over T* and over the bound that counts rack uplinks.
+    /// The makespan over T*, on links that are limited.
     pub over_best: Option<f64>,
+    /// The makespan over the bound that counts rack uplinks too.
     pub over_bound: Option<f64>,
+    /// Sent by the server.
     pub server_images: f64,
     /// Into the rack that got most, over its uplink.
     pub rack_images: Option<f64>,
+    /// CPU time of the server's group.
     pub cpu_server: f64,
     /// Of all nodes' groups, the kernel's network work included.
     pub cpu_nodes: f64,
+    /// The same for each node and 10^9 bytes of the file.
     pub cpu_per_gb_and_node: f64,
     /// Of the whole machine.
     pub cpu_machine: f64,
+    /// Share of the cores that nobody used meanwhile.
     pub idle_share: f64,
+    /// Share of the cores that nobody used before the gate opened.
     pub free_before: f64,
+    /// CPU time of others that did not give way.
     pub foreign_cpu: f64,
+    /// CPU time that the host of this virtual machine took.
     pub steal: f64,
+    /// Most resident memory of a node.
     pub resident_peak: u64,
+    /// The middle of the nodes' peaks.
     pub resident_median: u64,
+    /// As `resident_peak`, without what comes from files.
     pub anonymous_peak: u64,
+    /// Most resident memory of the server's group.
     pub server_resident_peak: u64,
+    /// Packets that full queues dropped.
     pub drops: u64,
-    /// As our own nodes say; the mean over them.
+    /// Payload that a node received, as our own nodes say; the mean over them.
     pub received_images: Option<f64>,
+    /// Share of it that was received for nothing.
     pub wasted_share: Option<f64>,
     /// Nodes of ours and their median, in a mixed swarm.
     pub ours_median: Option<f64>,

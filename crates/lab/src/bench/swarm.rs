@@ -57,11 +57,12 @@ fn scrape() -> Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// The bencoded number of complete peers (BEP 48) is not zero.
+/// A bencoded number of complete peers (BEP 48) is not zero. A hybrid torrent is two swarms for a tracker.
 fn has_seed(answer: &[u8]) -> bool {
     const KEY: &[u8] = b"8:completei";
-    let after = answer.windows(KEY.len()).position(|window| window == KEY).map(|at| at + KEY.len());
-    after.and_then(|at| answer.get(at)).is_some_and(|digit| (b'1'..=b'9').contains(digit))
+    answer
+        .windows(KEY.len() + 1)
+        .any(|window| window.strip_prefix(KEY).is_some_and(|digit| digit[0].is_ascii_digit() && digit[0] != b'0'))
 }
 
 #[cfg(test)]
@@ -72,6 +73,7 @@ mod tests {
     fn a_seed_shows_in_the_scrape() {
         assert!(has_seed(b"HTTP/1.1 200 OK\r\n\r\nd5:filesd20:01234567890123456789d8:completei1e10:downloadedi0eeee"));
         assert!(!has_seed(b"d5:filesd20:01234567890123456789d8:completei0e10:downloadedi0eeee"));
+        assert!(has_seed(b"8:completei0e10:downloadedi0ee20:01234567890123456789d8:completei2e"));
         assert!(!has_seed(b"d5:filesdee"));
     }
 }

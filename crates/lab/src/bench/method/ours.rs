@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use rustix::process::Signal;
 
 use super::{Method, aria2_node, first_line};
 use crate::bench::fabric::{Place, SERVER};
 use crate::bench::stage::{Line, Stage};
+use crate::bench::swarm;
 use crate::line;
 
 /// A file of this size is hashed within a second; a busy machine gets more.
@@ -106,9 +107,7 @@ impl Method for Ours {
             stage.start(Place::Server, &line)?;
             stage.wait_for_port(TRACKER)?;
         }
-        // The seed has announced itself by then, also where it had to try twice.
-        std::thread::sleep(Duration::from_millis(if self.tracker_apart { 3000 } else { 500 }));
-        Ok(())
+        swarm::wait_for_seed(stage)
     }
 
     fn line(&self, stage: &Stage<'_>, node: usize) -> Line {
@@ -130,14 +129,7 @@ impl Method for Ours {
         if !self.is_ours(node) {
             return super::done_when_flagged(stage, node);
         }
-        let place = Place::Node(node);
-        if let Some(written) = stage.written(&stage.home(place).join("out")) {
-            return Ok(Some(written));
-        }
-        match stage.ended(place) {
-            None => Ok(None),
-            Some(status) => bail!("node {node} ended with {status}: {}", stage.last_words(place)),
-        }
+        super::done_when_written(stage, node, "out")
     }
 
     fn end_tracker(&self, stage: &mut Stage<'_>) -> bool {
