@@ -29,10 +29,7 @@ enum Part {
 }
 
 pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
-    let words = arguments.rest();
-    let (apart, delivered): (Vec<String>, Vec<String>) =
-        words.into_iter().partition(|word| APART.iter().any(|(row, _)| row == word));
-    let only_apart = !apart.is_empty() && !delivered.iter().any(|word| !word.starts_with('-'));
+    let Chosen { apart, delivered, only_apart } = chosen(arguments.rest());
     if !only_apart && !run::is_root() {
         bail!("the bench makes network namespaces and must run as root: sudo -E env PATH=\"$PATH\" cargo xtask bench");
     }
@@ -50,6 +47,25 @@ pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
     let mut bench = Command::new(&program);
     bench.current_dir(&places.root).args(["lab", "bench"]).args(delivered);
     Err(bench.exec()).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Chosen {
+    apart: Vec<String>,
+    /// Other rows, and options, for `rackswarm lab bench`.
+    delivered: Vec<String>,
+    only_apart: bool,
+}
+
+/// Rows stand before options, whose values may look like rows.
+fn chosen(words: Vec<String>) -> Chosen {
+    let rows = words.iter().take_while(|word| !word.starts_with('-')).count();
+    let is_apart = |word: &String| APART.iter().any(|(row, _)| row == word);
+    let (apart, mut delivered): (Vec<String>, Vec<String>) = words[..rows].iter().cloned().partition(is_apart);
+    let only_apart = !apart.is_empty() && delivered.is_empty();
+    delivered.extend_from_slice(&words[rows..]);
+    Chosen { apart, delivered, only_apart }
 }
 
 /// Keeps what a row's parts print.
@@ -81,4 +97,24 @@ fn measure_apart(places: &Places, program: &Path, row: &str, parts: &[Part]) -> 
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{row}.md"));
     std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_value_of_an_option_is_no_row() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let given = |text: &str| chosen(words(text));
+        let is = |apart: &str, delivered: &str, only_apart: bool| Chosen {
+            apart: words(apart),
+            delivered: words(delivered),
+            only_apart,
+        };
+        assert_eq!(given(""), is("", "", false));
+        assert_eq!(given("n --runs 1"), is("n", "--runs 1", true));
+        assert_eq!(given("a m --quick"), is("m", "a --quick", false));
+        assert_eq!(given("a --work o"), is("", "a --work o", false));
+    }
 }

@@ -26,9 +26,9 @@ usage: cargo xtask COMMAND
 
   demo [--nodes N] [--json FILE]   a rack of virtual machines, from power-on to a proved system (default: 4 nodes);
                                    as root; installs, builds and caches what it needs first
-  bench [ROW...] [--runs N]        deliveries in network namespaces, measured beside other programs on the same work; as
-        [--quick] [--peers]        root; installs and builds what it needs; row m is one process, n, o and p are simulated. More options:
-                                   target/release/rackswarm lab bench --help
+  bench [ROW...] [--runs N]        deliveries in network namespaces, measured beside other programs on the same work;
+        [--quick] [--peers]        as root; installs and builds what it needs; row m is one process, n, o and p are
+                                   simulated. More options: target/release/rackswarm lab bench --help
   test [--tier a|interop|b|c|vm|all]
                                    every check of this repository (default: all);
                                    a: formatting, lints, tests without virtual machines, documents

@@ -30,101 +30,95 @@ const LOST_LIMIT: Duration = Duration::from_secs(300);
 pub(crate) async fn run(client: &Client, id: DeploymentId) -> Result<ExitCode> {
     let deployment = client.deployment(id).await.map_err(explain)?;
     let nodes = client.nodes().await.map_err(explain)?;
-    let mut board = Board::new(deployment, nodes);
-    let mut screen = Screen::new(&board)?;
+    let board = Board::new(deployment, nodes);
+    let screen = Screen::new(&board)?;
+    let mut watch = Watch { client, id, board, screen, last_answer: Instant::now() };
     let followed = tokio::select! {
-        followed = follow(client, id, &mut board, &mut screen) => Some(followed),
+        followed = watch.follow() => Some(followed),
         _ = tokio::signal::ctrl_c() => None,
     };
-    screen.finish();
+    watch.screen.finish();
     let Some(followed) = followed else {
         eprintln!("rackswarm: no longer watching; the deployment goes on: rackswarm deploy status {id} --watch");
         return Ok(ExitCode::from(130));
     };
     followed?;
-    screen::result(&board)
+    screen::result(&watch.board)
 }
 
-/// Until the deployment has ended. Losing the controller is no error unless it lasts.
-async fn follow(client: &Client, id: DeploymentId, board: &mut Board, screen: &mut Screen) -> Result<()> {
-    let mut last_answer = Instant::now();
-    while !board.has_ended() {
-        match follow_once(client, id, board, screen, &mut last_answer).await {
-            Ok(()) => {}
-            Err(error) if !error.may_pass() => return Err(explain(error)),
-            Err(error) if last_answer.elapsed() > LOST_LIMIT => bail!(
-                "{error}; no answer for {}; watch on with: rackswarm deploy status {id} --watch",
-                span(LOST_LIMIT)
-            ),
-            Err(error) => screen.lost(&error.to_string()),
-        }
-        if !board.has_ended() {
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-    Ok(())
-}
-
-/// Reads everything once and then the stream, until it breaks, has missed something, or the deployment has ended.
-async fn follow_once(
-    client: &Client,
+/// A deployment that is followed.
+struct Watch<'a> {
+    client: &'a Client,
     id: DeploymentId,
-    board: &mut Board,
-    screen: &mut Screen,
-    last_answer: &mut Instant,
-) -> Result<(), ClientError> {
-    let mut events = pin!(client.events().await?);
-    // Only now, so that nothing falls between the two.
-    look(client, id, board, screen, last_answer).await?;
-    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
-    let mut draws = tokio::time::interval(DRAW_EVERY);
-    while !board.has_ended() {
-        tokio::select! {
-            event = events.next() => match event {
-                Some(Ok(StreamEvent::Missed)) | None => return Ok(()),
-                Some(event) => {
-                    *last_answer = Instant::now();
-                    take(event?, board, screen);
-                }
-            },
-            // A half-open connection looks like a quiet stream.
-            _ = looks.tick() => look_at_deployment(client, id, board, screen, last_answer).await?,
-            _ = draws.tick() => screen.draw(board),
+    board: Board,
+    screen: Screen,
+    last_answer: Instant,
+}
+
+impl Watch<'_> {
+    /// Until the deployment has ended. Losing the controller is no error unless it lasts.
+    async fn follow(&mut self) -> Result<()> {
+        while !self.board.has_ended() {
+            match self.follow_once().await {
+                Ok(()) => {}
+                Err(error) if !error.may_pass() => return Err(explain(error)),
+                Err(error) if self.last_answer.elapsed() > LOST_LIMIT => bail!(
+                    "{error}; no answer for {}; watch on with: rackswarm deploy status {} --watch",
+                    span(LOST_LIMIT),
+                    self.id
+                ),
+                Err(error) => self.screen.lost(&error.to_string()),
+            }
+            if !self.board.has_ended() {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
+        Ok(())
     }
-    screen.draw(board);
-    Ok(())
-}
 
-async fn look(
-    client: &Client,
-    id: DeploymentId,
-    board: &mut Board,
-    screen: &mut Screen,
-    last_answer: &mut Instant,
-) -> Result<(), ClientError> {
-    for node in client.nodes().await? {
-        take(StreamEvent::Node(Box::new(node)), board, screen);
+    /// Reads everything once and then the stream, until it breaks, has missed something, or the deployment has ended.
+    async fn follow_once(&mut self) -> Result<(), ClientError> {
+        let mut events = pin!(self.client.events().await?);
+        // Only now, so that nothing falls between the two.
+        self.look().await?;
+        let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        let mut draws = tokio::time::interval(DRAW_EVERY);
+        while !self.board.has_ended() {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(StreamEvent::Missed)) | None => return Ok(()),
+                    Some(event) => {
+                        self.last_answer = Instant::now();
+                        self.take(event?);
+                    }
+                },
+                // A half-open connection looks like a quiet stream.
+                _ = looks.tick() => self.look_at_deployment().await?,
+                _ = draws.tick() => self.screen.draw(&self.board),
+            }
+        }
+        self.screen.draw(&self.board);
+        Ok(())
     }
-    look_at_deployment(client, id, board, screen, last_answer).await
-}
 
-async fn look_at_deployment(
-    client: &Client,
-    id: DeploymentId,
-    board: &mut Board,
-    screen: &mut Screen,
-    last_answer: &mut Instant,
-) -> Result<(), ClientError> {
-    let deployment: DeploymentView = client.deployment(id).await?;
-    *last_answer = Instant::now();
-    screen.found();
-    take(StreamEvent::Deployment(deployment), board, screen);
-    Ok(())
-}
+    async fn look(&mut self) -> Result<(), ClientError> {
+        for node in self.client.nodes().await? {
+            self.take(StreamEvent::Node(Box::new(node)));
+        }
+        self.look_at_deployment().await
+    }
 
-fn take(event: StreamEvent, board: &mut Board, screen: &mut Screen) {
-    for news in board.take(event) {
-        screen.tell(&news);
+    async fn look_at_deployment(&mut self) -> Result<(), ClientError> {
+        let deployment: DeploymentView = self.client.deployment(self.id).await?;
+        self.last_answer = Instant::now();
+        self.screen.found();
+        self.take(StreamEvent::Deployment(deployment));
+        Ok(())
+    }
+
+    fn take(&mut self, event: StreamEvent) {
+        for news in self.board.take(event) {
+            self.screen.tell(&news);
+        }
     }
 }
