@@ -4,15 +4,10 @@
 
 mod common;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
-use common::{ANYWHERE, Bench, start, within};
-use rackswarm_transport::bittorrent::{
-    Cause, Download, Dropped, FetchJob, Limits, Listener, MagnetJob, Seeder, fetch_metainfo,
-};
+use common::{ANYWHERE, Bench, Gate, named, start, until, within};
+use rackswarm_transport::bittorrent::{Cause, FetchJob, Limits, Listener, MagnetJob, Seeder, fetch_metainfo};
 use swarm::Why;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,18 +53,6 @@ fn encode(messages: &[Message]) -> Vec<u8> {
     bytes
 }
 
-async fn named(download: &Download, wanted: impl Fn(&Dropped) -> bool) -> Dropped {
-    let looking = async {
-        loop {
-            if let Some(found) = download.dropped().await.into_iter().find(&wanted) {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within("the liar is named", looking).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_breaks_the_protocol_is_named_and_the_download_finishes() {
     let bench = Bench::new(4 << 20);
@@ -87,10 +70,12 @@ async fn whoever_breaks_the_protocol_is_named_and_the_download_finishes() {
     for (at, (what, lie)) in cases.into_iter().enumerate() {
         let (seeder, honest) = bench.seeder(&bench.image, vec![]).await;
         let liar = liar(info_hash, lie).await;
-        let disk = bench.disk(&format!("disk{at}"));
-        let mut download = start(FetchJob { peers: vec![liar, honest], ..bench.job(&disk) }).await;
+        // A complete node would not talk to the liar any more.
+        let gate = Gate::new(bench.disk(&format!("disk{at}")), 0);
+        let mut download = start(FetchJob { peers: vec![liar, honest], ..bench.job(&gate) }).await;
         let dropped = named(&download, |dropped| dropped.address == liar).await;
         assert_eq!(dropped.id, LIAR, "{what}");
+        gate.open();
         within(what, download.completed()).await.unwrap();
         download.stop().await.unwrap();
         bench.assert_installed(&format!("disk{at}"));
@@ -113,13 +98,7 @@ async fn whoever_promises_and_never_gives_costs_little_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_corrupt_seed_among_two_is_named_and_nothing_wrong_is_written() {
     let bench = Bench::new(8 << 20);
-    let altered = bench.path("altered");
-    fs::write(&altered, &bench.content).unwrap();
-    let file = fs::OpenOptions::new().write(true).open(&altered).unwrap();
-    for piece in 0..bench.manifest.piece_count() {
-        file.write_all_at(b"x", bench.manifest.piece_offset(piece) + 70_000).unwrap();
-    }
-    let (corrupt, liar) = bench.seeder(&altered, vec![]).await;
+    let (corrupt, liar) = bench.seeder(&bench.altered(), vec![]).await;
     let (_seeder, honest) = bench.seeder(&bench.image, vec![]).await;
     let disk = bench.disk("disk");
     let mut download = start(FetchJob { peers: vec![liar, honest], ..bench.job(&disk) }).await;
@@ -129,12 +108,8 @@ async fn one_corrupt_seed_among_two_is_named_and_nothing_wrong_is_written() {
     within("it completes", download.completed()).await.unwrap();
     download.stop().await.unwrap();
     bench.assert_installed("disk");
-    let seen = async {
-        while corrupt.progress().iter().all(|(_, progress)| progress.corrupt_on_disk == 0) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within("the corrupt seed knows it by itself", seen).await;
+    let seen = async || corrupt.progress().iter().find(|(_, progress)| progress.corrupt_on_disk > 0).map(drop);
+    until("the corrupt seed knows it by itself", seen).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,12 +5,11 @@ mod common;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{ANYWHERE, Bench, TestTracker, start, within};
+use common::{ANYWHERE, Bench, Gate, TestTracker, named, start, until, within};
 use image::{PieceSet, PieceSink, PieceSource, VerifiedPiece};
 use rackswarm_transport::Error;
 use rackswarm_transport::bittorrent::{Cause, Download, FetchJob, Limits, Listener, MIN_MEMORY_BYTES, Seeder};
@@ -86,12 +85,8 @@ async fn the_tracker_hears_started_completed_and_stopped() {
     let disk = bench.disk("disk");
     let mut download = start(FetchJob { trackers: tracker.urls(), ..bench.job(&disk) }).await;
     within("it completes", download.completed()).await.unwrap();
-    let completed = async {
-        while !heard(&tracker).iter().any(|(event, left)| *event == Some(Event::Completed) && *left == 0) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within("the tracker hears of it", completed).await;
+    let completed = async || heard(&tracker).contains(&(Some(Event::Completed), 0)).then_some(());
+    until("the tracker hears of it", completed).await;
     download.stop().await.unwrap();
     let all = heard(&tracker);
     assert!(all.contains(&(Some(Event::Started), bench.manifest.payload_bytes())), "{all:?}");
@@ -110,8 +105,7 @@ async fn a_dead_tracker_is_passed_over_and_a_dying_one_is_survived() {
     let (seeder, _) = bench.seeder(&bench.image, tracker.urls()).await;
     let dead = "http://127.0.0.1:9/announce".to_owned();
     let gate = Gate::new(bench.disk("disk"), 5);
-    let job = FetchJob::new(Arc::clone(&bench.manifest), Arc::clone(&gate) as _);
-    let mut download = start(FetchJob { trackers: vec![dead, tracker.url.clone()], ..job }).await;
+    let mut download = start(FetchJob { trackers: vec![dead, tracker.url.clone()], ..bench.job(&gate) }).await;
     let mut progress = download.progress();
     within("a peer is found", progress.wait_for(|now| now.pieces_done > 0 && now.peers > 0)).await.unwrap();
     tracker.kill();
@@ -125,25 +119,10 @@ async fn a_dead_tracker_is_passed_over_and_a_dying_one_is_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupted_seed_never_reaches_a_disk_and_is_named() {
     let bench = Bench::new(8 << 20);
-    let altered = bench.path("altered");
-    fs::write(&altered, &bench.content).unwrap();
-    let file = fs::OpenOptions::new().write(true).open(&altered).unwrap();
-    for piece in 0..bench.manifest.piece_count() {
-        file.write_all_at(b"x", bench.manifest.piece_offset(piece) + 70_000).unwrap();
-    }
-    let (_seeder, address) = bench.seeder(&altered, vec![]).await;
+    let (_seeder, address) = bench.seeder(&bench.altered(), vec![]).await;
     let disk = bench.disk("disk");
     let download = start(FetchJob { peers: vec![address], ..bench.job(&disk) }).await;
-    let dropped = within("the seed is dropped", async {
-        loop {
-            if let Some(dropped) = download.dropped().await.pop() {
-                return dropped;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    assert_eq!(dropped.address, address);
+    let dropped = named(&download, |dropped| dropped.address == address).await;
     let corrupt =
         matches!(dropped.cause, Cause::Swarm(Why::CorruptPiece(_) | Why::CorruptSource(_) | Why::CorruptBlock(_)));
     assert!(corrupt, "{dropped:?}");
@@ -164,51 +143,13 @@ async fn a_corrupted_seed_never_reaches_a_disk_and_is_named() {
     bench.assert_installed("disk");
 }
 
-/// A disk that takes some pieces, then lets writers wait until it is opened.
-struct Gate {
-    inner: Arc<image::DiskSink>,
-    left: Mutex<u32>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn new(inner: Arc<image::DiskSink>, pieces: u32) -> Arc<Self> {
-        Arc::new(Self { inner, left: Mutex::new(pieces), opened: Condvar::new() })
-    }
-
-    fn open(&self) {
-        *self.left.lock().unwrap() = u32::MAX;
-        self.opened.notify_all();
-    }
-}
-
-impl PieceSink for Gate {
-    fn missing(&self) -> PieceSet {
-        self.inner.missing()
-    }
-
-    fn put(&self, piece: &VerifiedPiece) -> Result<(), image::Error> {
-        let mut left = self.opened.wait_while(self.left.lock().unwrap(), |left| *left == 0).unwrap();
-        *left -= 1;
-        drop(left);
-        self.inner.put(piece)
-    }
-}
-
-impl PieceSource for Gate {
-    fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), image::Error> {
-        self.inner.read(index, begin, into)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_half_way_harms_nobody_and_resumes_with_what_it_has() {
     let bench = Bench::new(32 << 20);
     let tracker = TestTracker::start(&bench).await;
     let (_seeder, _) = bench.seeder(&bench.image, tracker.urls()).await;
     let gate = Gate::new(bench.disk("disk0"), 40);
-    let job = FetchJob::new(Arc::clone(&bench.manifest), Arc::clone(&gate) as _);
-    let victim = start(FetchJob { trackers: tracker.urls(), ..job }).await;
+    let victim = start(FetchJob { trackers: tracker.urls(), ..bench.job(&gate) }).await;
     let mut others = Vec::new();
     for node in 1..3 {
         let disk = bench.disk(&format!("disk{node}"));

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{ANYWHERE, Bench, PATIENCE, start, within};
+use common::{ANYWHERE, Bench, PATIENCE, start, until, within};
 use image::metainfo::{CreateOptions, Version};
 use image::{FileSource, Manifest, no_progress};
 use rackswarm_transport::bittorrent::{FetchJob, Limits, Listener, Seeder};
@@ -235,12 +235,7 @@ async fn completes(bench: &Bench, server: &TrackerServer, trackers: Vec<String>)
     bench.assert_installed("disk");
     let image = bench.manifest.infohash().unwrap();
     let counted = || server.service().tracker().scrape(Duration::ZERO, &image).unwrap().downloaded == 1;
-    let heard = async {
-        while !counted() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within("the tracker hears `completed`", heard).await;
+    until("the tracker hears `completed`", async || counted().then_some(())).await;
     within("the goodbye", download.stop()).await.unwrap();
     first
 }

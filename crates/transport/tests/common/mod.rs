@@ -5,13 +5,13 @@ use std::fs;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use image::metainfo::{CreateOptions, Version};
 use image::seal::seal_file;
-use image::{DiskSink, FileSource, Manifest, no_progress};
-use rackswarm_transport::bittorrent::{Download, FetchJob, Limits, Listener, Seeder};
+use image::{DiskSink, FileSource, Manifest, PieceSet, PieceSink, PieceSource, VerifiedPiece, no_progress};
+use rackswarm_transport::bittorrent::{Download, Dropped, FetchJob, Limits, Listener, Seeder, Storage};
 use swarm::tracker::{Tracker, TrackerPolicy};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +31,24 @@ pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
         Ok(outcome) => outcome,
         Err(_) => panic!("{what}: not within {PATIENCE:?}"),
     }
+}
+
+/// Waits until `look` finds something.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(what, looking).await
+}
+
+/// Waits until the download has dropped such a peer.
+pub async fn named(download: &Download, wanted: impl Fn(&Dropped) -> bool) -> Dropped {
+    until("the liar is named", async || download.dropped().await.into_iter().find(&wanted)).await
 }
 
 /// An image in a folder of its own.
@@ -84,6 +102,17 @@ impl Bench {
         self.folder.path().join(name)
     }
 
+    /// The image with a wrong byte in every piece.
+    pub fn altered(&self) -> PathBuf {
+        let path = self.path("altered");
+        let mut content = self.content.clone();
+        for piece in 0..self.manifest.piece_count() {
+            content[self.manifest.piece_offset(piece) as usize + 70_000] ^= 0x55;
+        }
+        fs::write(&path, content).unwrap();
+        path
+    }
+
     /// The torrent as a file, for ordinary clients.
     pub fn torrent(&self, trackers: Vec<String>) -> PathBuf {
         let metainfo = Metainfo::clone(&self.metainfo).with_trackers(trackers).unwrap();
@@ -104,7 +133,7 @@ impl Bench {
         Arc::new(disk)
     }
 
-    pub fn job(&self, disk: &Arc<DiskSink>) -> FetchJob {
+    pub fn job<S: Storage + 'static>(&self, disk: &Arc<S>) -> FetchJob {
         FetchJob::new(Arc::clone(&self.manifest), Arc::clone(disk) as _)
     }
 
@@ -129,6 +158,45 @@ impl Bench {
 /// Starts a download on a listener of its own.
 pub async fn start(job: FetchJob) -> Download {
     Download::start(&Listener::bind(ANYWHERE, Limits::default()).await.unwrap(), job).unwrap()
+}
+
+/// A disk that takes some pieces, then lets writers wait until it is opened.
+pub struct Gate {
+    inner: Arc<DiskSink>,
+    left: Mutex<u32>,
+    opened: Condvar,
+}
+
+impl Gate {
+    /// Takes so many pieces at once.
+    pub fn new(inner: Arc<DiskSink>, pieces: u32) -> Arc<Self> {
+        Arc::new(Self { inner, left: Mutex::new(pieces), opened: Condvar::new() })
+    }
+
+    /// Lets all writers through.
+    pub fn open(&self) {
+        *self.left.lock().unwrap() = u32::MAX;
+        self.opened.notify_all();
+    }
+}
+
+impl PieceSink for Gate {
+    fn missing(&self) -> PieceSet {
+        self.inner.missing()
+    }
+
+    fn put(&self, piece: &VerifiedPiece) -> Result<(), image::Error> {
+        let mut left = self.opened.wait_while(self.left.lock().unwrap(), |left| *left == 0).unwrap();
+        *left -= 1;
+        drop(left);
+        self.inner.put(piece)
+    }
+}
+
+impl PieceSource for Gate {
+    fn read(&self, index: u32, begin: u32, into: &mut [u8]) -> Result<(), image::Error> {
+        self.inner.read(index, begin, into)
+    }
 }
 
 /// An HTTP tracker of a few lines around the product's own.
