@@ -2,6 +2,9 @@
 //! decides is done. It waits for nothing but events, so it never holds up a
 //! peer: disk, hashing, dialling and trackers have tasks of their own.
 
+mod links;
+mod pieces;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -14,30 +17,31 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use image::{Manifest, PieceSink, PieceSource};
 use swarm::ledger::Ledger;
-use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Verdict, Why};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::{AbortHandle, JoinHandle, spawn_blocking};
+use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use wire::announce::Event as AnnounceEvent;
 use wire::metainfo::InfoHash;
-use wire::peer::{Block, Extended, Message, PeerId, RackMessage, RackName};
+use wire::peer::{Block, Extended, Message, PeerId, RackName};
 
 use super::announcer::{Announced, Announcer, Speaker};
 use super::checking::{self, Checked};
-use super::connection::{self, Link, ORDERS};
+use super::connection::Link;
 use super::doubts::Doubts;
-use super::listener::{Listener, Membership, our_handshake};
+use super::listener::{Listener, Membership};
 use super::new_peer_id;
 use super::packing::Unpacker;
-use super::pool::{Landing, Pool, Yard};
-use super::progress::{Cause, Dropped, Meter, Progress};
-use super::reading::{self, Chunk, Reading};
-use super::services::{HashPlaces, Services};
+use super::pool::{Pool, Yard};
+use super::progress::{Dropped, Meter, Progress};
+use super::reading::Chunk;
+use super::services::Services;
 use super::store::{Budget, Store};
-use super::writing::{self, Order, Writing};
+use super::writing::Order;
 use crate::Error;
+use links::Connection;
 
 /// How often progress is told.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
@@ -45,16 +49,10 @@ const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// Events handled before the clock is looked at again.
 const BATCH: usize = 64;
 
-/// Dropped peers that are remembered for the operator.
-const REMEMBERED_DROPS: usize = 64;
-
 /// Announcements of pieces wait for company this share of the time in which a
 /// piece comes, and never longer than `MOST_PATIENCE`.
 const PATIENCE_SHARE: f64 = 32.0;
 const MOST_PATIENCE: Duration = Duration::from_millis(50);
-
-/// Less is not worth a timer.
-const SHORTEST_PATIENCE: Duration = Duration::from_micros(500);
 
 /// The alarm when nothing is due.
 const FAR_AWAY: Duration = Duration::from_secs(3600);
@@ -288,39 +286,6 @@ struct Drive {
     meter: Meter,
     progress: watch::Sender<Progress>,
 }
-
-/// The swarm's end of a connection; closes it when dropped.
-struct Connection {
-    address: SocketAddr,
-    id: PeerId,
-    speaks_v2: bool,
-    orders: mpsc::Sender<Order>,
-    /// Announcements that wait for company.
-    waiting: Vec<Message>,
-    /// What was requested of it.
-    _requests: Requests,
-    hash_places: HashPlaces,
-    tasks: [AbortHandle; 2],
-}
-
-/// What was requested of a peer; nothing more once this is dropped.
-struct Requests {
-    yard: Arc<Yard>,
-    peer: Peer,
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        self.yard.gone(self.peer);
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-    }
-}
-
 impl Drive {
     async fn run(
         mut self,
@@ -464,15 +429,6 @@ impl Drive {
         }
         self.step(Input::Said(peer, message));
     }
-
-    fn arrived(&mut self, peer: Peer, chunk: Chunk) {
-        let block = chunk.block;
-        self.arrived = Some(chunk);
-        self.step(Input::Arrived(peer, block));
-        // What the engine does not want.
-        self.arrived = None;
-    }
-
     /// The engine's one door, and everything that comes out of it.
     fn step(&mut self, input: Input) {
         self.waiting.push_back(input);
@@ -506,281 +462,6 @@ impl Drive {
             }
         }
     }
-
-    fn dial(&mut self, address: SocketAddr) {
-        let Some(place) = self.listener.place() else {
-            self.waiting.push_back(Input::DialFailed(address));
-            return;
-        };
-        let (from, names) = (self.listener.address(), self.names.clone());
-        let ours = our_handshake(names[0], self.me, self.v2);
-        let events = self.events_in.clone();
-        self.spawn(async move {
-            let outcome = connection::dial(address, from, ours, &names, place).await;
-            // A swarm that has ended does not care.
-            let _ = events.send(Event::Dialled { address, outcome }).await;
-        });
-    }
-
-    fn connected(&mut self, address: SocketAddr, link: Link, side: Side) {
-        let peer = Peer(self.next_peer);
-        self.next_peer = self.next_peer.wrapping_add(1);
-        let Link { stream, id, speaks, speaks_v2, place } = link;
-        let (orders, queue) = mpsc::channel(ORDERS);
-        let (read, write) = stream.into_split();
-        let reading = Reading {
-            peer,
-            shape: self.shape,
-            yard: Arc::clone(&self.yard),
-            pool: Arc::clone(&self.pool),
-            unpacker: Arc::clone(&self.unpacker),
-            events: self.events_in.clone(),
-            received: Arc::clone(&self.received),
-        };
-        let writing = Writing {
-            peer,
-            store: Arc::clone(&self.store),
-            events: self.events_in.clone(),
-            sent: Arc::clone(&self.sent),
-        };
-        let reading = hold(place, reading::read(read, reading));
-        let tasks = [self.tasks.spawn(reading), self.tasks.spawn(writing::write(write, queue, writing))];
-        let tasks = tasks.map(|task| task.abort_handle());
-        let connection = Connection {
-            address,
-            id,
-            speaks_v2,
-            orders,
-            waiting: Vec::new(),
-            _requests: Requests { yard: Arc::clone(&self.yard), peer },
-            hash_places: HashPlaces::default(),
-            tasks,
-        };
-        self.connections.insert(peer, connection);
-        self.step(Input::Connected { peer, side, address, id, speaks });
-    }
-
-    /// What the engine says, with what only the driver knows.
-    fn say(&mut self, peer: Peer, mut message: Message) {
-        match &mut message {
-            Message::Request(block) => self.yard.expect(peer, *block),
-            Message::Extended(Extended::Handshake(handshake)) => {
-                self.services.introduce(handshake, self.listener.address().port());
-            }
-            _ => {}
-        }
-        if self.patience > SHORTEST_PATIENCE && can_wait(&message) {
-            if let Some(connection) = self.connections.get_mut(&peer) {
-                connection.waiting.push(message);
-                self.flush_at.get_or_insert_with(|| Instant::now() + self.patience);
-            }
-            return;
-        }
-        self.order(peer, Order::Say(message));
-    }
-
-    /// Announcements have waited enough.
-    fn flush_all(&mut self) {
-        self.flush_at = None;
-        let waiting = self.connections.iter().filter(|(_, connection)| !connection.waiting.is_empty());
-        for peer in waiting.map(|(peer, _)| *peer).collect::<Vec<_>>() {
-            self.flush(peer);
-        }
-    }
-
-    fn flush(&mut self, peer: Peer) {
-        let Some(connection) = self.connections.get_mut(&peer) else { return };
-        for message in std::mem::take(&mut connection.waiting) {
-            self.hand_over(peer, Order::Say(message));
-        }
-    }
-
-    /// What waits goes along.
-    fn order(&mut self, peer: Peer, order: Order) {
-        self.flush(peer);
-        self.hand_over(peer, order);
-    }
-
-    fn hand_over(&mut self, peer: Peer, order: Order) {
-        let Some(connection) = self.connections.get(&peer) else { return };
-        match connection.orders.try_send(order) {
-            // Its writing task ended and has reported so.
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                tracing::info!(address = %connection.address, "closing a connection: the peer takes nothing");
-                self.connections.remove(&peer);
-                self.waiting.push_back(Input::Gone(peer));
-            }
-        }
-    }
-
-    fn keep(&mut self, block: Block) {
-        let Some(Chunk { block: whole, landed }) = self.arrived.take() else { return };
-        match landed {
-            Landing::Place(claim) if block == whole => claim.keep(),
-            Landing::Aside(bytes) if block == whole => self.yard.put(block, &bytes),
-            Landing::Nowhere => {}
-            mut landed => {
-                let begin = block.offset.saturating_sub(whole.offset) as usize;
-                let put = |bytes: &mut [u8]| {
-                    let end = begin + block.length as usize;
-                    bytes.get(begin..end).map(<[u8]>::to_vec)
-                };
-                let part = match &mut landed {
-                    Landing::Place(claim) => claim.with(put),
-                    Landing::Aside(bytes) => put(bytes),
-                    Landing::Nowhere => None,
-                };
-                if let Some(part) = part {
-                    self.yard.put(block, &part);
-                }
-                self.arrived = Some(Chunk { block: whole, landed });
-            }
-        }
-    }
-
-    /// Hashes and writes on a blocking thread, as many at once as there are
-    /// cores. Not ended with the swarm: a write that began is finished.
-    fn verify(&mut self, piece: u32) {
-        match self.yard.take(piece) {
-            Some(bytes) => self.check(piece, bytes),
-            None => self.waiting.push_back(Input::Verified(piece, Verdict::Corrupt)),
-        }
-    }
-
-    fn check(&mut self, piece: u32, bytes: Vec<u8>) {
-        let Some(sink) = self.sink.clone() else {
-            self.pool.give(bytes);
-            self.waiting.push_back(Input::Verified(piece, Verdict::Corrupt));
-            return;
-        };
-        let (manifest, hashing, events) =
-            (Arc::clone(&self.manifest), Arc::clone(&self.hashing), self.events_in.clone());
-        self.tasks.spawn(async move {
-            let turn = hashing.acquire_owned().await;
-            let work = spawn_blocking(move || checking::check(&manifest, &*sink, piece, bytes));
-            let checked = work.await.unwrap_or(Checked::Failed(Error::Defect));
-            drop(turn);
-            // After the swarm's end the piece is on the disk all the same.
-            let _ = events.send(Event::Checked(piece, checked)).await;
-        });
-    }
-
-    fn checked(&mut self, piece: u32, checked: Checked) -> Result<(), Error> {
-        match checked {
-            Checked::Written { bytes, twins } => {
-                if let Some(bytes) = bytes {
-                    let length = bytes.len();
-                    match self.store.remember(piece, bytes) {
-                        Some(bytes) => self.pool.give(bytes),
-                        None => self.pool.lose(length),
-                    }
-                }
-                self.yard.done(piece);
-                self.services.known_good(piece);
-                self.step(Input::Verified(piece, Verdict::Good));
-                for twin in twins {
-                    self.services.known_good(twin);
-                    self.step(Input::Verified(twin, Verdict::Good));
-                }
-            }
-            Checked::Known { twins } => {
-                for twin in twins {
-                    self.step(Input::Verified(twin, Verdict::Good));
-                }
-            }
-            Checked::Corrupt { bytes, blocks } => self.corrupt(piece, bytes, blocks),
-            Checked::Failed(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// Names the bad blocks, and with them the sender, if anybody can say which
-    /// they are.
-    fn corrupt(&mut self, piece: u32, bytes: Vec<u8>, blocks: Vec<u32>) {
-        tracing::warn!(piece, image = self.manifest.name(), "a piece came corrupt and was thrown away");
-        if !blocks.is_empty() {
-            self.yard.restore(piece, bytes, &blocks);
-            return self.step(Input::Verified(piece, Verdict::CorruptBlocks(blocks)));
-        }
-        let mut able: Vec<Peer> =
-            self.connections.iter().filter(|(_, connection)| connection.speaks_v2).map(|(peer, _)| *peer).collect();
-        able.sort_unstable();
-        match self.doubts.raise(&self.manifest, piece, bytes, able) {
-            Ok(questions) => {
-                for (peer, question) in questions {
-                    self.order(peer, Order::Say(question));
-                }
-            }
-            Err(bytes) => {
-                self.pool.give(bytes);
-                self.step(Input::Verified(piece, Verdict::Corrupt));
-            }
-        }
-    }
-
-    /// Doubts that nobody resolved in time end as plain corruption.
-    fn settle_doubts(&mut self) {
-        let settled = self.doubts.overdue(Instant::now());
-        self.check_again(settled);
-    }
-
-    fn check_again(&mut self, settled: Vec<(u32, Vec<u8>, bool)>) {
-        for (piece, bytes, leaves_known) in settled {
-            if leaves_known {
-                self.check(piece, bytes);
-            } else {
-                self.pool.give(bytes);
-                self.step(Input::Verified(piece, Verdict::Corrupt));
-            }
-        }
-    }
-
-    /// Zeros, and twins of pieces that are there, need nobody.
-    fn write_known(&self, unwritten: Vec<(u32, Vec<u32>)>) {
-        let Some(sink) = self.sink.clone().filter(|_| !unwritten.is_empty()) else { return };
-        let (manifest, store, events) = (Arc::clone(&self.manifest), Arc::clone(&self.store), self.events_in.clone());
-        self.tasks.spawn(async move {
-            for (first, twins) in unwritten {
-                let (manifest, store, sink) = (Arc::clone(&manifest), Arc::clone(&store), Arc::clone(&sink));
-                let work = spawn_blocking(move || checking::write_twins(&manifest, &store, &*sink, first, &twins));
-                let checked = work.await.unwrap_or(Checked::Failed(Error::Defect));
-                if events.send(Event::Checked(first, checked)).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-
-    /// The engine has forgotten this peer.
-    fn dropped(&mut self, peer: Peer, why: Why) {
-        let Some(connection) = self.connections.remove(&peer) else { return };
-        if is_ordinary(why) {
-            tracing::debug!(address = %connection.address, %why, "closed a connection");
-        } else {
-            self.blame(&connection, Cause::Swarm(why));
-        }
-    }
-
-    fn closed(&mut self, peer: Peer, error: &io::Error) {
-        let Some(connection) = self.connections.remove(&peer) else { return };
-        match error.kind() {
-            io::ErrorKind::InvalidData => self.blame(&connection, Cause::Protocol(error.to_string())),
-            _ => tracing::debug!(address = %connection.address, %error, "a connection ended"),
-        }
-        self.step(Input::Gone(peer));
-    }
-
-    /// For the operator: who misbehaved, and how.
-    fn blame(&mut self, connection: &Connection, cause: Cause) {
-        let Connection { address, id, .. } = *connection;
-        tracing::warn!(%address, peer = %id, %cause, "dropped a peer");
-        if self.dropped.len() == REMEMBERED_DROPS {
-            self.dropped.pop_front();
-        }
-        self.dropped.push_back(Dropped { address, id, cause });
-    }
-
     fn report(&mut self) {
         let memory_bytes = self.pool.bytes() + self.store.cached_bytes();
         let mut progress = self.meter.read(&self.engine, memory_bytes, Instant::now());
@@ -795,19 +476,4 @@ impl Drive {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.ending.clone().run_until_cancelled_owned(task));
     }
-}
-
-async fn hold(place: OwnedSemaphorePermit, task: impl Future<Output = ()>) {
-    task.await;
-    drop(place);
-}
-
-/// Announcements of pieces are many and not urgent.
-fn can_wait(message: &Message) -> bool {
-    matches!(message, Message::Have(_) | Message::Extended(Extended::Rack(RackMessage::Have { .. })))
-}
-
-/// Reasons that say nothing against the peer.
-fn is_ordinary(why: Why) -> bool {
-    matches!(why, Why::Ourselves | Why::Duplicate | Why::Full | Why::Displaced | Why::BothComplete)
 }
