@@ -315,6 +315,8 @@ fn what_cannot_be_written_is_said_before_the_file_is_read() {
     let place = Place::new();
     File::create(place.path("image")).unwrap().set_len(4 << 40).unwrap();
     File::create(place.path("empty")).unwrap();
+    let pipe = place.text("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let (image, empty, folder) = (place.text("image"), place.text("empty"), place.text(""));
     let scenario = place.text("scenario.toml");
     let text = "title = \"two\"\n[image]\nsize = \"1GiB\"\npiece = \"1MiB\"\n[fabric]\nnodes = 2\nrate = \"1kbit\"\n";
@@ -323,6 +325,9 @@ fn what_cannot_be_written_is_said_before_the_file_is_read() {
         (&["torrent", &image, "--out", "/nonesuch/t"][..], &["the folder /nonesuch is not there"][..]),
         (&["torrent", &image, "--out", &folder], &["is a folder"]),
         (&["torrent", &empty, "--out", "t"], &["is empty"]),
+        (&["torrent", &pipe, "--out", "t"], &["neither a file nor a block device"]),
+        (&["seed", &pipe, "--listen", "127.0.0.1:0", "--tracker-listen", "127.0.0.1:0"], &["neither a file"]),
+        (&["fetch", &pipe, &empty], &["is no file"]),
         (&["seed", &image, "--torrent", "/nonesuch/t", "--listen", "127.0.0.1:0"], &["the folder /nonesuch"]),
         (&["seed", &image, "--listen", "192.0.2.1:1"], &["192.0.2.1:1", "choose another address"]),
         (&["sim", &scenario, "--csv", "/nonesuch/run.csv"], &["the folder /nonesuch"]),

@@ -22,6 +22,7 @@ pub(super) struct Opened {
 pub(super) fn check(destination: &Path) -> Result<()> {
     let Some(metadata) = look(destination)? else {
         let folder = folder_of(destination);
+        ensure!(!destination.is_symlink(), "{} is a link to something that is not there", destination.display());
         ensure!(
             !destination.starts_with("/dev") || destination.starts_with("/dev/shm"),
             "{} is not there: is the device's name right? (`lsblk` lists them)",

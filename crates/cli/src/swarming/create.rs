@@ -1,5 +1,6 @@
 //! Torrents are made in one way, whoever asks for them.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -39,8 +40,11 @@ enum Kind {
 impl Form {
     /// Reads the file once, on all cores. Blocks.
     pub(crate) fn make(&self, file: &Path, trackers: Vec<String>) -> Result<Metainfo> {
-        let is_empty = std::fs::metadata(file).is_ok_and(|about| about.is_file() && about.len() == 0);
-        ensure!(!is_empty, "{} is empty: there is nothing to give", file.display());
+        let about = std::fs::metadata(file).with_context(|| format!("cannot open {}", file.display()))?;
+        let (kind, shown) = (about.file_type(), file.display());
+        // Opening a pipe would wait for somebody to write into it.
+        ensure!(kind.is_file() || kind.is_block_device(), "{shown} is neither a file nor a block device");
+        ensure!(!kind.is_file() || about.len() > 0, "{shown} is empty: there is nothing to give");
         let options = CreateOptions {
             name: None,
             version: match self.kind {

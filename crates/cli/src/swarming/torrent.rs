@@ -50,7 +50,10 @@ fn is_usable(url: &str) -> bool {
 }
 
 fn from_file(path: &str) -> Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| format!("cannot open the torrent {path}"))?;
+    let cannot = || format!("cannot open the torrent {path}");
+    // Opening a pipe would wait for somebody to write into it.
+    ensure!(std::fs::metadata(path).with_context(cannot)?.is_file(), "{path} is no file");
+    let file = File::open(path).with_context(cannot)?;
     let mut bytes = Vec::new();
     let limit = MAX_METAINFO_BYTES as u64 + 1;
     file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read the torrent {path}"))?;
