@@ -20,6 +20,8 @@ use crate::stop::Stop;
 
 /// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(700);
+/// Two hundred shells are started within seconds, on a busy machine too.
+const GATE_LIMIT: Duration = Duration::from_secs(60);
 /// Others may use this share of the cores, and this many seconds beside, before a run counts as disturbed.
 const FOREIGN_SHARE: f64 = 0.03;
 const FOREIGN_SECONDS: f64 = 0.3;
@@ -142,7 +144,8 @@ fn attempt(method: &dyn Method, setting: &Setting<'_>) -> Result<Measured> {
         let line = method.line(&stage, node);
         stage.hold(node, &line)?;
     }
-    std::thread::sleep(Duration::from_millis(300 + 2 * nodes as u64));
+    let waits = |node: usize| stage.group(Place::Node(node)).is_some_and(|group| !group.pids().is_empty());
+    stage.wait_for("every node waits at its gate", GATE_LIMIT, || (0..nodes).all(waits))?;
     let free_before = machine::wait_until_idle(setting.patience);
 
     let start = Baseline::take(&mut stage)?;
