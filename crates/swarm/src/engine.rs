@@ -1,8 +1,8 @@
 //! The engine of one download or seed: one door, [`Engine::step`]. What it
 //! does at that door is told in chapters: peers come and go, messages, what
-//! foreign clients and kin are told of each other, racks and their lanes,
-//! offers to kin, what kin offer us, pulling, blocks and pieces, and upkeep,
-//! which is all that happens because time passes.
+//! foreign clients and kin are told of each other, racks and their lanes, what
+//! a seed offers, what comes from kin, pulling, serving, blocks and pieces, and
+//! upkeep, which is all that happens because time passes.
 
 mod blocks;
 mod exchange;
@@ -32,7 +32,6 @@ use crate::links::Links;
 use crate::picker::{Picker, Run};
 use crate::pieceset::PieceSet;
 use crate::policy::{ChokerKind, Policy};
-use crate::rates::Rates;
 use crate::shape::Shape;
 use crate::time::Time;
 use crate::uplink::Uplink;
@@ -69,17 +68,24 @@ pub struct Engine {
     failed_pieces: u64,
 
     uplink: Uplink,
-    offering: offers::Offering,
-    /// What our downlink takes, by transfers side by side.
-    downlink: Rates,
+    /// What a seed sends, it chooses.
+    offering: Option<offers::Offering>,
+    /// Pieces that rack mates and others owe us.
+    owed_near: usize,
+    owed_far: usize,
+    /// More may be asked of somebody.
+    has_room: bool,
+    /// Whom to ask. Kept for its memory.
+    mates: Vec<u32>,
     /// How long a piece from kin takes; nothing while unknown.
     piece_time: Duration,
-    /// Between two parts of a piece from kin.
-    gap: Duration,
-    /// From a request of ours until its first bytes come, as it usually is.
-    answer: Duration,
-    /// Kin are sending to us. When that ended, or we asked by ourselves.
-    is_fed: bool,
+    /// From a request of ours until its first bytes come, as long as it was
+    /// lately.
+    wait: Duration,
+    /// Pieces of which kin were not told, and when they are.
+    news: Vec<u32>,
+    news_due: Time,
+    /// When what was coming ended, or we asked whoever we could.
     hungry_since: Time,
     next_exchange: Time,
     fresh: Vec<Run>,
@@ -100,6 +106,7 @@ impl Engine {
     /// puts into its handshakes. The same `seed` and inputs give the same
     /// outputs.
     pub fn new(me: PeerId, setup: Setup, policy: Policy, seed: u64) -> Engine {
+        let policy = policy.for_pieces(setup.shape.pieces());
         let Setup { shape, have, twins, rack, ours, private } = setup;
         let (have, twins) = (have.fitted(shape.pieces()), twins.fitted(shape.pieces()));
         let missing = (0..shape.pieces()).filter(|&piece| !have.contains(piece));
@@ -128,13 +135,16 @@ impl Engine {
             ledger: Ledger::default(),
             chance: Chance::new(seed, 1),
             failed_pieces: 0,
-            uplink: Uplink::new(&policy),
-            offering: offers::Offering::new(have.is_full(), shape.pieces()),
-            downlink: Rates::default(),
+            uplink: Uplink::new(&policy, if have.is_full() { policy.seed_uploads } else { policy.uploads }),
+            offering: have.is_full().then(|| offers::Offering::new(shape.pieces())),
+            owed_near: 0,
+            owed_far: 0,
+            has_room: false,
+            mates: Vec::new(),
             piece_time: Duration::ZERO,
-            gap: Duration::ZERO,
-            answer: Duration::ZERO,
-            is_fed: false,
+            wait: Duration::ZERO,
+            news: Vec::new(),
+            news_due: Time::MAX,
             hungry_since: Time::ZERO,
             next_exchange: Time::MAX,
             fresh: Vec::new(),
@@ -176,6 +186,8 @@ impl Engine {
         if self.due <= self.now {
             self.housekeep(out);
         }
+        self.pull(out);
+        self.tell_news(out);
     }
 
     fn announced(

@@ -7,7 +7,7 @@
 //! So a member that comes or goes moves few lanes, and whoever scores highest
 //! for a lane in a large rack claims it in every smaller roster too.
 
-/// Lanes of every rack. A set of lanes is a `u32` with bit `l` for lane `l`.
+/// Lanes of every rack. A set of lanes is a `u64` with bit `l` for lane `l`.
 pub use wire::peer::LANES;
 use wire::peer::PeerId;
 
@@ -20,7 +20,7 @@ pub const fn lane_of(piece: u32) -> u32 {
 /// The lanes that `me` claims among the members of its rack; it counts as one
 /// of them whether it is named or not. The order of `members` does not matter.
 #[must_use]
-pub fn claims(members: &[PeerId], me: PeerId) -> u32 {
+pub fn claims(members: &[PeerId], me: PeerId) -> u64 {
     let mut roster = Vec::with_capacity(members.len() + 1);
     roster.push(me);
     roster.extend(members.iter().copied().filter(|member| *member != me));
@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn one_alone_claims_everything() {
-        assert_eq!(claims(&[], id(1)), u32::MAX);
-        assert_eq!(claims(&[id(1)], id(1)), u32::MAX);
+        assert_eq!(claims(&[], id(1)), u64::MAX);
+        assert_eq!(claims(&[id(1)], id(1)), u64::MAX);
         assert_eq!(holders(&[]), [None; LANES as usize]);
     }
 
@@ -149,12 +149,18 @@ mod tests {
     #[test]
     fn the_claims_are_pinned() {
         let rack = rack(0, 5);
-        let claimed: Vec<u32> = rack.iter().map(|me| claims(&rack, *me)).collect();
-        assert_eq!(claimed.iter().fold(0, |all, set| all | set), u32::MAX);
+        let claimed: Vec<u64> = rack.iter().map(|me| claims(&rack, *me)).collect();
+        assert_eq!(claimed.iter().fold(0, |all, set| all | set), u64::MAX);
         assert_eq!(claimed, PINNED);
     }
 
-    const PINNED: [u32; 5] = [3_263_172_625, 541_081_736, 135_561_734, 337_838_368, 17_312_832];
+    const PINNED: [u64; 5] = [
+        4_810_130_557_482_569_744,
+        871_660_933_204_689_025,
+        598_237_548_675_590,
+        81_074_156_659_212_584,
+        12_683_280_188_814_404_672,
+    ];
 
     #[test]
     fn a_newcomer_and_a_death_move_few_lanes() {
@@ -172,7 +178,7 @@ mod tests {
             joined += moved(&before, &after);
             left += moved(&after, &after[1..]);
         }
-        assert!(joined < 600 && left < 600, "{joined} {left} of 3200");
+        assert!(joined < 1200 && left < 1200, "{joined} {left} of 6400");
     }
 
     #[test]
@@ -193,9 +199,9 @@ mod tests {
             numbers in proptest::collection::btree_set(0u32..10_000, 1..100), turn in 0usize..100,
         ) {
             let mut members: Vec<PeerId> = numbers.into_iter().map(id).collect();
-            let claimed: Vec<u32> = members.iter().map(|me| claims(&members, *me)).collect();
+            let claimed: Vec<u64> = members.iter().map(|me| claims(&members, *me)).collect();
             let most = (LANES as usize).div_ceil(members.len()) as u32;
-            prop_assert_eq!(claimed.iter().fold(0, |all, set| all | set), u32::MAX);
+            prop_assert_eq!(claimed.iter().fold(0, |all, set| all | set), u64::MAX);
             prop_assert_eq!(claimed.iter().map(|set| set.count_ones()).sum::<u32>(), LANES);
             prop_assert!(claimed.iter().all(|set| set.count_ones() <= most));
             let me = members[0];

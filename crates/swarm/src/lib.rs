@@ -16,7 +16,7 @@ mod peer;
 mod picker;
 pub mod pieceset;
 pub mod policy;
-mod rates;
+mod rate;
 pub mod shape;
 mod time;
 pub mod tracker;

@@ -63,7 +63,7 @@ pub(crate) struct Link {
     /// Its rack, as an index into the engine's list.
     pub(crate) rack: u16,
     /// The lanes of its rack that it takes across.
-    pub(crate) lanes: u32,
+    pub(crate) lanes: u64,
     /// Longest range that it serves as one request.
     pub(crate) max_request: u32,
     pub(crate) since: Time,
@@ -99,12 +99,16 @@ pub(crate) struct Link {
     pub(crate) in_flight: u32,
     /// When the driver last took or sent something.
     pub(crate) sending_since: Time,
-    /// It takes less than our uplink gives; others are served beside it.
-    pub(crate) slow: bool,
+    /// It takes nothing of what it asked for; others are served beside it.
+    pub(crate) stalled: bool,
     /// When it was last served, as a running number.
     pub(crate) served: u64,
     pub(crate) offer: Option<Offer>,
-    /// When it will have room for another piece, as far as we know.
+    /// No piece is offered to it before.
+    pub(crate) rests_until: Time,
+    /// It chooses by itself what to send to whom.
+    pub(crate) offers: bool,
+    /// When it will have sent what was asked of it, as far as we know.
     pub(crate) free_at: Time,
     declined: [u32; DECLINED],
     /// Offers declined in a row.
@@ -229,9 +233,11 @@ impl Link {
             queue: VecDeque::new(),
             in_flight: 0,
             sending_since: now,
-            slow: false,
+            stalled: false,
             served: 0,
             offer: None,
+            rests_until: Time::ZERO,
+            offers: false,
             free_at: Time::ZERO,
             declined: [u32::MAX; DECLINED],
             declines: 0,
@@ -265,6 +271,13 @@ impl Link {
     /// Blocks it owes us.
     pub(crate) fn owes_blocks(&self) -> usize {
         self.outstanding.iter().map(|run| run.count as usize).sum()
+    }
+
+    /// Pieces of which it owes us blocks.
+    pub(crate) fn owes_pieces(&self) -> usize {
+        // Blocks of one piece stand side by side.
+        let starts = self.outstanding.windows(2).filter(|pair| pair[0].piece != pair[1].piece).count();
+        starts + usize::from(!self.outstanding.is_empty())
     }
 
     /// Requests that may be outstanding with a foreign client. A snubbed one
@@ -306,6 +319,11 @@ impl Link {
             self.stale.pop_front();
         }
         self.stale.push_back(run);
+    }
+
+    /// A piece of which it has not answered what was taken back.
+    pub(crate) fn leaves_open(&self) -> Option<u32> {
+        self.stale.front().map(|stale| stale.piece)
     }
 
     /// Whether these blocks were taken back before; forgotten once they came.

@@ -190,6 +190,11 @@ impl Picker {
         self.idle_count == 0 && !self.active.is_empty() && self.active.iter().all(|active| active.free == 0)
     }
 
+    /// Everything missing has been begun.
+    pub(crate) fn is_almost_done(&self) -> bool {
+        self.idle_count == 0
+    }
+
     /// Missing and not begun.
     pub(crate) fn is_idle(&self, piece: u32) -> bool {
         self.idle.contains(piece as usize)

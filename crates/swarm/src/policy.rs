@@ -23,10 +23,11 @@ pub struct Policy {
     /// Default `Auto`. Tit-for-tat costs a factor of 1.5 to 2.4 in a swarm
     /// whose members want the same thing, and keeps strangers honest.
     pub choker: ChokerKind,
-    /// Connections of either side at once. Default 80.
+    /// Connections of either side at once. Default 128.
     pub max_peers: usize,
     /// We dial while fewer peers than this are connected. Default 40: beyond
-    /// 20 neighbours a random graph loses less than one per cent.
+    /// 20 neighbours a random graph loses less than one per cent, and each
+    /// costs announcements.
     pub dial_peers: usize,
     /// Addresses remembered for dialling. Default 1000.
     pub max_addresses: usize,
@@ -54,19 +55,22 @@ pub struct Policy {
     /// Longest range that our own kind may ask of us at once, in bytes.
     /// Default 1 MiB: one request for most pieces.
     pub max_request_bytes: u32,
-    /// A piece is offered when less than this is left to send, or what the
-    /// uplink sends in twice the time that an answer takes, if that is more.
-    /// Default 32 KiB.
-    pub lead_bytes: u64,
-    /// Another transfer is accepted when no more than this many sixteenths of
-    /// a piece are left of the one that fills our downlink. Default 4.
-    pub accept_sixteenths: u32,
+    /// Pieces asked of rack mates at once. Default 16: with fewer, uplinks are
+    /// idle while those who share them wait elsewhere.
+    pub pull_pieces: usize,
+    /// The same across racks, for our lanes. Default 4.
+    pub far_pieces: usize,
+    /// Transfers to our own kind side by side. Default 8.
+    pub uploads: usize,
+    /// The same of a seed. Default 12: more than `uploads`, since its share of a
+    /// receiver's downlink is one among theirs.
+    pub seed_uploads: usize,
     /// One of our own kind that owes us a piece and sends nothing for this
-    /// long, or three times as long as pieces take, loses the request.
-    /// Default 2 s.
+    /// long, or four times as long as first bytes usually take, loses the
+    /// request. Default 2 s.
     pub kin_timeout: Duration,
     /// A node that receives nothing for this long, or four times as long as
-    /// pieces take if that is less, asks for a piece by itself. Default 2 s.
+    /// pieces take if that is more, asks whoever it can. Default 2 s.
     pub starving: Duration,
     /// Our own kind says something at least this often. Default 5 s.
     pub kin_keep_alive: Duration,
@@ -106,7 +110,7 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             choker: ChokerKind::Auto,
-            max_peers: 80,
+            max_peers: 128,
             dial_peers: 40,
             max_addresses: 1000,
             pipeline_blocks: 32,
@@ -117,8 +121,10 @@ impl Default for Policy {
             peer_uplink_blocks: 4,
             foreign_share: 4,
             max_request_bytes: 1 << 20,
-            lead_bytes: 32 << 10,
-            accept_sixteenths: 4,
+            pull_pieces: 16,
+            far_pieces: 4,
+            uploads: 8,
+            seed_uploads: 12,
             kin_timeout: Duration::from_secs(2),
             starving: Duration::from_secs(2),
             kin_keep_alive: Duration::from_secs(5),
@@ -135,5 +141,24 @@ impl Default for Policy {
             announce_interval: Duration::from_secs(60),
             announce_hungry: Duration::from_secs(10),
         }
+    }
+}
+
+/// With fewer pieces than this, fewer transfers run side by side.
+const MANY_PIECES: usize = 1024;
+
+/// Fewest that are, and fewest pieces asked at once.
+const LEAST_AT_ONCE: usize = 3;
+
+impl Policy {
+    /// What runs side by side takes longer each, and each piece travels through
+    /// several nodes one after the other: of few pieces fewer go at once, or
+    /// that time is a large part of all (`uploads * hops / pieces` of it).
+    pub(crate) fn for_pieces(mut self, pieces: u32) -> Policy {
+        for most in [&mut self.pull_pieces, &mut self.uploads, &mut self.seed_uploads] {
+            let fitting = most.saturating_mul(pieces as usize) / MANY_PIECES;
+            *most = fitting.clamp(LEAST_AT_ONCE.min(*most), *most);
+        }
+        self
     }
 }

@@ -1,6 +1,6 @@
-//! Our uplink: what is handed to the driver next, and when it is about to run
-//! dry. Among our own kind one piece goes to one peer before the next begins;
-//! a peer that takes less than the uplink gives has others served beside it.
+//! Our uplink: what is handed to the driver next. Several transfers run side by
+//! side, since receivers choose their senders without knowing of each other:
+//! while some share a busy downlink, others keep our uplink full.
 
 use std::time::Duration;
 
@@ -9,150 +9,93 @@ use wire::peer::{BLOCK_BYTES, Block};
 use crate::links::Links;
 use crate::peer::Link;
 use crate::policy::Policy;
-use crate::rates::Rates;
+use crate::rate::Rate;
 use crate::time::{Time, bytes_in, time_for};
 
-/// Transfers to slow peers beside the others. More would feed on themselves:
-/// each makes others slow.
-const MAX_SLOW: usize = 2;
-
-/// What is handed to the driver before it is done with the last, at least.
+/// What one connection has handed to the driver before its next request is,
+/// in bytes and in time.
 const AHEAD_BYTES: u64 = 64 << 10;
-
-/// And in time.
 const AHEAD_TIME: Duration = Duration::from_millis(1);
 
 /// Most that is promised ahead, however long answers take.
 const MAX_LEAD_BYTES: u64 = 16 << 20;
 
-/// A transfer by itself is judged after as much.
-const JUDGED_BYTES: u64 = 96 << 10;
-const JUDGED_TIME: Duration = Duration::from_millis(20);
-
-/// Of so many transfers one is used to try more of them side by side than
-/// fill the uplink as far as we know, and one to try fewer.
-const TRIAL: u64 = 64;
-
-/// Shortest and longest silence of a transfer after which others begin beside
-/// it.
-const STALL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Shortest and longest silence of a transfer after which it takes no place
+/// any more.
+const STALL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// A foreign client's claim on the uplink does not grow beyond this, in bytes.
 const MAX_CREDIT: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Uplink {
-    rates: Rates,
+    rate: Rate,
     /// From a suggestion to its answer.
     latency: Duration,
-    /// Bytes requested by kin and not handed over; handed over and not sent,
-    /// slow peers not counted; suggested and not answered.
+    /// Bytes requested by kin and not handed over; handed over and not sent.
     queued: u64,
     handed: u64,
-    offered: u64,
-    /// Kin being served, and how many of them are slow.
+    /// Kin being served, and how many of them take nothing.
     transfers: usize,
-    slow: usize,
-    begun: u64,
-    /// The transfer that has the uplink for itself.
-    alone: Option<Alone>,
+    stalled: usize,
     /// Bytes of the last report.
     part: u32,
     /// What foreign clients may be sent beside kin, in bytes.
     credit: u64,
     served: u64,
-    lead: u64,
+    most: usize,
     foreign_share: u64,
     foreign_limit: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Alone {
-    since: Time,
-    bytes: u64,
-}
-
 impl Uplink {
-    pub(crate) fn new(policy: &Policy) -> Uplink {
+    /// `most` transfers to kin run side by side.
+    pub(crate) fn new(policy: &Policy, most: usize) -> Uplink {
         Uplink {
-            rates: Rates::default(),
+            rate: Rate::default(),
             latency: Duration::from_millis(1),
             queued: 0,
             handed: 0,
-            offered: 0,
             transfers: 0,
-            slow: 0,
-            begun: 0,
-            alone: None,
+            stalled: 0,
             part: 0,
             credit: 0,
             served: 0,
-            lead: policy.lead_bytes,
+            most: most.max(1),
             foreign_share: u64::from(policy.foreign_share.max(2)),
             foreign_limit: u32::try_from(policy.peer_uplink_blocks.max(1)).unwrap_or(u32::MAX) * BLOCK_BYTES,
         }
     }
 
-    /// Bytes per second; 0 while unknown.
-    pub(crate) fn rate(&self) -> u64 {
-        self.rates.full()
-    }
-
     /// How long this many bytes take; nothing while the rate is unknown.
     pub(crate) fn time_for(&self, bytes: u64) -> Duration {
-        time_for(bytes, self.rate())
+        time_for(bytes, self.rate.known())
     }
 
-    /// How long an answer to a suggestion may take.
-    pub(crate) fn patience(&self) -> Duration {
-        (self.latency * 8).clamp(Duration::from_millis(100), Duration::from_secs(1))
+    /// Bytes that kin asked for and that are not sent.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.queued + self.handed
     }
 
-    /// From a suggestion to its answer, as it usually is.
-    pub(crate) fn latency(&self) -> Duration {
-        self.latency
-    }
-
-    /// Bytes to send below which the next piece is offered.
+    /// Bytes still to be sent to one peer below which it is offered the next
+    /// piece: what goes out while it answers.
     pub(crate) fn lead(&self) -> u64 {
-        let product = 2 * bytes_in(self.latency, self.rate());
-        product.max(self.lead).min(MAX_LEAD_BYTES).max(2 * u64::from(self.part))
+        let product = 2 * bytes_in(self.latency, self.rate.known());
+        product.max(AHEAD_BYTES).min(MAX_LEAD_BYTES).max(2 * u64::from(self.part))
     }
 
-    /// The uplink is about to go idle.
+    /// Fewer are served, or about to be, than may be side by side.
     pub(crate) fn wants_offer(&self, links: &Links) -> bool {
-        if self.queued + self.handed + self.offered < self.lead() {
-            return true;
-        }
-        let target = self.target();
+        let lead = self.lead();
         let engaged = |link: &&Link| {
-            link.is_kin() && !link.slow && (link.offer.is_some() || link.in_flight > 0 || !link.queue.is_empty())
+            let served = !link.queue.is_empty() || u64::from(link.in_flight) > lead;
+            link.is_kin() && !link.stalled && (link.offer.is_some() || served)
         };
-        target > 1 && links.iter().filter(engaged).count() < target
+        links.iter().filter(engaged).count() < self.most
     }
 
-    /// Transfers that shall run side by side.
-    fn target(&self) -> usize {
-        let filling = self.rates.filling();
-        match self.begun % TRIAL {
-            3 => filling + 1,
-            11 => (filling - 1).max(1),
-            _ => filling,
-        }
-    }
-
-    /// What is handed over before the last is sent.
-    fn ahead(&self) -> u64 {
-        AHEAD_BYTES.max(bytes_in(AHEAD_TIME, self.rate()))
-    }
-
-    pub(crate) fn offer(&mut self, bytes: u32) {
-        self.offered += u64::from(bytes);
-    }
-
-    /// A suggestion was answered, or nobody waits for the answer any more.
-    pub(crate) fn answered(&mut self, bytes: u32, took: Duration) {
-        self.offered = self.offered.saturating_sub(bytes.into());
+    /// A suggestion was answered.
+    pub(crate) fn answered(&mut self, took: Duration) {
         let took = took.min(Duration::from_secs(1));
         self.latency =
             if took < self.latency { self.latency * 3 / 4 + took / 4 } else { self.latency * 7 / 8 + took / 8 };
@@ -195,20 +138,18 @@ impl Uplink {
         }
     }
 
-    /// Takes the next range to send out of its queue.
-    pub(crate) fn next(&mut self, links: &mut Links, now: Time) -> Option<(usize, Block)> {
-        let at = self.next_kin(links).or_else(|| self.next_foreign(links))?;
+    /// Takes the next range to send out of its queue. `rack` is ours.
+    pub(crate) fn next(&mut self, links: &mut Links, rack: u16, now: Time) -> Option<(usize, Block)> {
+        let at = self.next_kin(links, rack).or_else(|| self.next_foreign(links))?;
         let link = &mut links[at];
         let block = link.queue.pop_front()?;
         self.served += 1;
         link.served = self.served;
         if link.is_kin() {
             self.queued -= u64::from(block.length);
+            self.handed += u64::from(block.length);
             if link.in_flight == 0 {
                 self.begin(now);
-            }
-            if !link.slow {
-                self.handed += u64::from(block.length);
             }
         } else {
             self.credit = self.credit.saturating_sub(block.length.into());
@@ -220,31 +161,30 @@ impl Uplink {
         Some((at, block))
     }
 
-    /// A transfer that goes on comes first; else the next begins if there is
-    /// room, in the order of requests.
-    fn next_kin(&self, links: &Links) -> Option<usize> {
+    /// A transfer that goes on comes first; else the next begins if there is a
+    /// place, in the order of requests. What another rack waits for has places
+    /// of its own and comes before the rest: all there wait for it.
+    fn next_kin(&self, links: &Links, rack: u16) -> Option<usize> {
         if self.queued == 0 {
             return None;
         }
         let waits = |link: &Link| link.is_kin() && !link.queue.is_empty();
-        let ahead = self.ahead();
+        let ahead = AHEAD_BYTES.max(bytes_in(AHEAD_TIME, self.rate.known()));
         let goes_on = |link: &Link| waits(link) && link.in_flight > 0 && u64::from(link.in_flight) <= ahead;
         if let Some(at) = links.iter().position(goes_on) {
             return Some(at);
         }
-        let brisk = self.transfers - self.slow;
-        let target = self.target();
-        if brisk > target || (brisk == target && self.handed > ahead) {
-            return None;
-        }
-        let next = links.iter().enumerate().filter(|(_, link)| waits(link) && link.in_flight == 0);
-        next.min_by_key(|(_, link)| (link.sending_since, link.served)).map(|(at, _)| at)
+        let brisk = self.transfers - self.stalled;
+        let is_far = |link: &Link| link.rack != rack;
+        let has_place = |link: &Link| brisk < self.most + if is_far(link) { self.most.div_ceil(2) } else { 0 };
+        let next = links.iter().enumerate().filter(|(_, link)| waits(link) && link.in_flight == 0 && has_place(link));
+        next.min_by_key(|(_, link)| (!is_far(link), link.sending_since, link.served)).map(|(at, _)| at)
     }
 
     /// Every unchoked foreign client in turn, block by block, with what kin
     /// leaves them.
     fn next_foreign(&self, links: &Links) -> Option<usize> {
-        let kin_waits = self.queued > 0 || self.handed > 0;
+        let kin_waits = self.backlog() > 0;
         let can_take = |link: &Link| {
             !link.is_kin()
                 && link.in_flight < self.foreign_limit
@@ -255,16 +195,10 @@ impl Uplink {
     }
 
     fn begin(&mut self, now: Time) {
-        self.begun += 1;
+        if self.transfers == 0 {
+            self.rate.begins(now);
+        }
         self.transfers += 1;
-        self.transfers_changed(now);
-    }
-
-    fn transfers_changed(&mut self, now: Time) {
-        // With a slow peer among them rates tell nothing about the uplink.
-        let level = if self.slow == 0 { self.transfers } else { 0 };
-        self.rates.shared_by(level, now);
-        self.alone = (self.transfers == self.slow + 1).then_some(Alone { since: now, bytes: 0 });
     }
 
     /// The driver sent a part.
@@ -280,74 +214,42 @@ impl Uplink {
         }
         self.part = bytes;
         self.credit = (self.credit + u64::from(bytes) / (self.foreign_share - 1)).min(MAX_CREDIT);
-        if !link.slow {
-            self.handed -= u64::from(bytes);
-            self.rates.moved(bytes, now);
-            self.judge(link, bytes, now);
-        }
+        self.handed -= u64::from(bytes);
+        self.rate.moved(bytes, now);
+        self.stalled -= usize::from(std::mem::take(&mut link.stalled));
         if link.in_flight == 0 {
-            self.end(link, now);
-        }
-    }
-
-    fn end(&mut self, link: &mut Link, now: Time) {
-        self.transfers -= 1;
-        self.slow -= usize::from(link.slow);
-        link.slow = false;
-        self.transfers_changed(now);
-    }
-
-    /// A peer that has the uplink for itself and takes clearly less than
-    /// others do is slow, until this piece is sent.
-    fn judge(&mut self, link: &mut Link, bytes: u32, now: Time) {
-        let Some(alone) = &mut self.alone else { return };
-        alone.bytes += u64::from(bytes);
-        let took = now - alone.since;
-        if alone.bytes >= JUDGED_BYTES && took >= JUDGED_TIME {
-            let usual = bytes_in(took, self.rates.full());
-            let is_slow = alone.bytes * 3 < usual;
-            *alone = Alone { since: now, bytes: 0 };
-            if is_slow {
-                self.is_slow(link, now);
-            }
-        }
-    }
-
-    fn is_slow(&mut self, link: &mut Link, now: Time) {
-        if self.slow < MAX_SLOW && link.in_flight > 0 && !link.slow {
-            link.slow = true;
-            self.slow += 1;
-            self.handed -= u64::from(link.in_flight);
-            self.transfers_changed(now);
+            self.transfers -= 1;
         }
     }
 
     /// When a transfer counts as stalled unless something is sent before.
     pub(crate) fn stalls_at(&self, link: &Link) -> Time {
-        if link.in_flight == 0 || link.slow || !link.is_kin() {
+        if link.in_flight == 0 || link.stalled || !link.is_kin() {
             return Time::MAX;
         }
-        // A driver that reports a range at once shall not look stalled.
-        let report = self.time_for(u64::from(link.in_flight.max(self.part)));
+        // All of them share the uplink, and a driver that reports a range at
+        // once shall not look stalled.
+        let report = self.time_for(u64::from(link.in_flight.max(self.part)) * self.transfers as u64);
         link.sending_since + (3 * report).clamp(STALL.0, STALL.1)
     }
 
-    pub(crate) fn stalled(&mut self, link: &mut Link, now: Time) {
-        // If others stall already it has to wait.
-        link.sending_since = now;
-        self.is_slow(link, now);
+    /// Nothing went out for long: others begin beside it.
+    pub(crate) fn stalls(&mut self, link: &mut Link) {
+        if link.in_flight > 0 && !link.stalled {
+            link.stalled = true;
+            self.stalled += 1;
+        }
     }
 
-    pub(crate) fn gone(&mut self, link: &mut Link, now: Time) {
+    pub(crate) fn gone(&mut self, link: &mut Link) {
         if !link.is_kin() {
             return;
         }
         self.queued -= link.queue.iter().map(|block| u64::from(block.length)).sum::<u64>();
         if link.in_flight > 0 {
-            if !link.slow {
-                self.handed -= u64::from(link.in_flight);
-            }
-            self.end(link, now);
+            self.handed -= u64::from(link.in_flight);
+            self.transfers -= 1;
+            self.stalled -= usize::from(link.stalled);
         }
     }
 }
@@ -375,6 +277,10 @@ mod tests {
         Block { piece, offset: index * BLOCK_BYTES, length: BLOCK_BYTES }
     }
 
+    fn uplink(most: usize) -> Uplink {
+        Uplink::new(&Policy::default(), most)
+    }
+
     fn links(kinds: &[Kind]) -> Links {
         let mut links = Links::default();
         for (number, kind) in kinds.iter().enumerate() {
@@ -389,67 +295,73 @@ mod tests {
     }
 
     fn next(uplink: &mut Uplink, links: &mut Links, now: Time) -> Option<(usize, u32)> {
-        uplink.next(links, now).map(|(at, block)| (at, block.piece))
+        uplink.next(links, 0, now).map(|(at, block)| (at, block.piece))
     }
 
     #[test]
-    fn kin_get_one_piece_after_the_other() {
-        let mut uplink = Uplink::new(&Policy::default());
-        let mut links = links(&[Kind::Kin, Kind::Kin]);
+    fn so_many_kin_are_served_side_by_side_in_the_order_of_requests() {
+        let mut uplink = uplink(2);
+        let mut links = links(&[Kind::Kin; 3]);
         assert!(uplink.wants_offer(&links));
-        uplink.requested(&mut links[1], piece(1), at(0));
-        uplink.requested(&mut links[0], piece(0), at(1));
+        for (millis, at_link) in [(0, 1), (1, 0), (2, 2)] {
+            uplink.requested(&mut links[at_link], piece(at_link as u32), at(millis));
+        }
         assert!(!uplink.wants_offer(&links));
-        assert_eq!(next(&mut uplink, &mut links, at(1)), Some((1, 1)), "who asked first");
-        assert_eq!(next(&mut uplink, &mut links, at(1)), None);
-        uplink.sent(&mut links[1], PIECE - AHEAD_BYTES as u32, at(2));
-        assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 0)), "shortly before the end");
-        uplink.sent(&mut links[1], AHEAD_BYTES as u32, at(3));
-        uplink.sent(&mut links[0], PIECE, at(4));
-        assert_eq!((uplink.handed, uplink.queued, uplink.transfers), (0, 0, 0));
+        assert_eq!(next(&mut uplink, &mut links, at(2)), Some((1, 1)), "who asked first");
+        assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 0)));
+        assert_eq!(next(&mut uplink, &mut links, at(2)), None);
+        uplink.sent(&mut links[1], PIECE, at(4));
+        assert_eq!(next(&mut uplink, &mut links, at(4)), Some((2, 2)));
+        uplink.sent(&mut links[0], PIECE, at(5));
+        uplink.sent(&mut links[2], PIECE, at(6));
+        assert_eq!((uplink.backlog(), uplink.transfers), (0, 0));
     }
 
     #[test]
-    fn beside_a_slow_receiver_others_are_served() {
-        let mut uplink = Uplink::new(&Policy::default());
+    fn a_connection_is_kept_busy_until_nothing_is_asked_there() {
+        let mut uplink = uplink(1);
         let mut links = links(&[Kind::Kin, Kind::Kin]);
-        let mut now = 0;
-        let mut transfer = |uplink: &mut Uplink, links: &mut Links, parts: u32, millis: u64| {
-            for _ in 0..parts {
-                if links[0].in_flight == 0 {
-                    uplink.requested(&mut links[0], piece(0), at(now));
-                    next(uplink, links, at(now));
-                }
-                now += millis;
-                uplink.sent(&mut links[0], BLOCK_BYTES, at(now));
-            }
-            at(now)
-        };
-        transfer(&mut uplink, &mut links, 160, 2);
-        assert!((7_000_000..9_000_000).contains(&uplink.rate()), "{}", uplink.rate());
-        let now = transfer(&mut uplink, &mut links, 8, 8);
-        assert!(links[0].slow && uplink.wants_offer(&links));
-        uplink.requested(&mut links[1], piece(1), now);
-        assert_eq!(next(&mut uplink, &mut links, now), Some((1, 1)));
-        uplink.gone(&mut links[0], now);
-        assert_eq!((uplink.transfers, uplink.slow, uplink.handed), (1, 0, u64::from(PIECE)));
+        uplink.requested(&mut links[0], piece(0), at(0));
+        uplink.requested(&mut links[0], piece(1), at(0));
+        uplink.requested(&mut links[1], piece(2), at(0));
+        assert_eq!(next(&mut uplink, &mut links, at(0)), Some((0, 0)));
+        assert_eq!(next(&mut uplink, &mut links, at(0)), None);
+        uplink.sent(&mut links[0], PIECE - AHEAD_BYTES as u32, at(2));
+        assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 1)), "shortly before the end");
     }
 
     #[test]
-    fn a_stalled_transfer_lets_others_by() {
-        let mut uplink = Uplink::new(&Policy::default());
+    fn what_another_rack_waits_for_has_places_of_its_own() {
+        let mut uplink = uplink(1);
+        let mut links = links(&[Kind::Kin; 4]);
+        (links[2].rack, links[3].rack) = (7, 7);
+        for link in 0..4 {
+            uplink.requested(&mut links[link], piece(link as u32), at(link as u64));
+        }
+        let served: Vec<usize> =
+            std::iter::from_fn(|| next(&mut uplink, &mut links, at(9))).map(|(at, _)| at).collect();
+        assert_eq!(served, [2, 3]);
+    }
+
+    #[test]
+    fn a_stalled_transfer_lets_others_by_until_it_goes_on() {
+        let mut uplink = uplink(1);
         let mut links = links(&[Kind::Kin, Kind::Kin]);
         uplink.requested(&mut links[0], piece(0), at(0));
         uplink.requested(&mut links[1], piece(1), at(0));
         next(&mut uplink, &mut links, at(0)).unwrap();
         assert_eq!(uplink.stalls_at(&links[0]), at(0) + STALL.0);
-        uplink.stalled(&mut links[0], at(100));
-        assert_eq!(next(&mut uplink, &mut links, at(100)), Some((1, 1)));
+        uplink.stalls(&mut links[0]);
+        assert_eq!(next(&mut uplink, &mut links, at(250)), Some((1, 1)));
+        uplink.sent(&mut links[0], BLOCK_BYTES, at(260));
+        assert_eq!((uplink.transfers, uplink.stalled), (2, 0));
+        uplink.gone(&mut links[0]);
+        assert_eq!((uplink.transfers, uplink.backlog()), (1, u64::from(PIECE)));
     }
 
     #[test]
     fn foreign_clients_take_turns_and_a_share_beside_kin() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = uplink(8);
         let mut links = links(&[Kind::Foreign, Kind::Foreign, Kind::Kin]);
         for index in 0..20 {
             uplink.requested(&mut links[0], block(0, index), at(0));
@@ -468,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_cancel_takes_back_all_that_waits_within_it() {
-        let mut uplink = Uplink::new(&Policy::default());
+        let mut uplink = uplink(8);
         let mut links = links(&[Kind::Kin]);
         for index in 0..3 {
             uplink.requested(&mut links[0], block(1, index), at(0));
@@ -481,16 +393,12 @@ mod tests {
 
     #[test]
     fn the_lead_follows_rate_and_latency() {
-        let mut uplink = Uplink::new(&Policy::default());
-        assert_eq!(uplink.lead(), 32 << 10);
-        uplink.rates.shared_by(1, at(0));
-        (1..=100).for_each(|step| uplink.rates.moved(1_000_000, at(step * 4)));
-        for _ in 0..100 {
-            uplink.offer(PIECE);
-            uplink.answered(PIECE, Duration::from_millis(10));
-        }
+        let mut uplink = uplink(1);
+        assert_eq!(uplink.lead(), 64 << 10);
+        uplink.rate.begins(at(0));
+        (1..=100).for_each(|step| uplink.rate.moved(1_000_000, at(step * 4)));
+        (0..100).for_each(|_| uplink.answered(Duration::from_millis(10)));
         let lead = uplink.lead();
         assert!((4_900_000..5_100_000).contains(&lead), "{lead}");
-        assert_eq!(uplink.patience(), Duration::from_millis(100));
     }
 }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rackswarm_swarm::lanes::{LANES, claims};
 use rackswarm_swarm::policy::ChokerKind;
 use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
 use wire::announce::Guidance;
@@ -50,11 +51,15 @@ fn set(of: &[u32]) -> PieceSet {
     set
 }
 
-fn hello(rack: Option<&str>) -> Message {
+fn all_but(missing: &[u32]) -> Vec<u32> {
+    (0..PIECES).filter(|piece| !missing.contains(piece)).collect()
+}
+
+fn hello(rack: Option<&str>, offers: bool) -> Message {
     let rack = rack.map(|name| RackName::new(name).unwrap());
     ExtensionHandshake {
         ids: ExtensionIds::OURS,
-        rack: Some(RackHello { rack, max_request_bytes: 1 << 20, zstd: false }),
+        rack: Some(RackHello { rack, max_request_bytes: 1 << 20, offers, zstd: false }),
         ..ExtensionHandshake::default()
     }
     .into()
@@ -101,7 +106,15 @@ impl Script {
     fn kin(&mut self, peer: Peer, has: &[u32], rack: Option<&str>) -> Vec<Output> {
         self.connect(peer);
         let mut out = self.say(peer, Message::Bitfield(set(has).to_bitfield()));
-        out.extend(self.say(peer, hello(rack)));
+        out.extend(self.say(peer, hello(rack, false)));
+        out
+    }
+
+    /// A seed of our own kind.
+    fn seed(&mut self, peer: Peer) -> Vec<Output> {
+        self.connect(peer);
+        let mut out = self.say(peer, Message::HaveAll);
+        out.extend(self.say(peer, hello(None, true)));
         out
     }
 
@@ -137,11 +150,9 @@ fn requested(outputs: &[Output]) -> Vec<(Peer, Block)> {
     outputs.iter().filter_map(requested).collect()
 }
 
-fn declined(outputs: &[Output]) -> Vec<(Peer, u32, u8)> {
+fn declined(outputs: &[Output]) -> Vec<(Peer, u32)> {
     let declined = |output: &Output| match output {
-        Output::Say(peer, Message::Extended(Extended::Rack(RackMessage::Decline { piece, inbound }))) => {
-            Some((*peer, *piece, *inbound))
-        }
+        Output::Say(peer, Message::Extended(Extended::Rack(RackMessage::Decline { piece }))) => Some((*peer, *piece)),
         _ => None,
     };
     outputs.iter().filter_map(declined).collect()
@@ -172,7 +183,7 @@ fn a_seed_suggests_serves_whole_and_then_suggests_another_piece() {
     let mut script = Script::with(PieceSet::full(PIECES));
     script.connect(A);
     script.say(A, Message::HaveNone);
-    let out = script.say(A, hello(None));
+    let out = script.say(A, hello(None, false));
     let [(A, first)] = suggested(&out)[..] else { panic!("{out:?}") };
     let out = script.say(A, Message::Request(whole(first)));
     assert!(out.contains(&Output::Send(A, whole(first))));
@@ -188,22 +199,37 @@ fn a_seed_suggests_serves_whole_and_then_suggests_another_piece() {
 
 #[test]
 fn what_was_declined_is_not_offered_again_at_once() {
-    let mut script = Script::with(set(&[7, 8]));
-    let [(A, first)] = suggested(&script.kin(A, &[], None))[..] else { panic!() };
-    let out = script.say(A, RackMessage::Decline { piece: first, inbound: 0 });
+    let mut script = Script::with(PieceSet::full(PIECES));
+    let [(A, first)] = suggested(&script.kin(A, &all_but(&[7, 8]), None))[..] else { panic!() };
+    let out = script.say(A, RackMessage::Decline { piece: first });
+    assert_eq!(suggested(&out), [], "it is left alone for a moment");
+    let out = script.pass(Duration::from_millis(2));
     assert_eq!(suggested(&out), [(A, 15 - first)]);
-    let out = script.say(A, RackMessage::Decline { piece: 15 - first, inbound: 9 });
+    let mut out = script.say(A, RackMessage::Decline { piece: 15 - first });
+    out.extend(script.pass(Duration::from_millis(50)));
     assert_eq!(suggested(&out), []);
+    assert!(!suggested(&script.pass(Duration::from_millis(500))).is_empty(), "there may be room now");
 }
 
 #[test]
-fn who_is_furthest_behind_is_served_first() {
-    let mut script = Script::with(set(&[1, 2, 3]));
-    script.kin(A, &[1, 2], None);
-    script.say(A, RackMessage::Decline { piece: 3, inbound: 0 });
-    let out = script.kin(B, &[], None);
-    assert_eq!(suggested(&out).len(), 1);
-    assert_eq!(suggested(&out)[0].0, B);
+fn who_was_served_least_lately_is_offered_the_next_piece_sent_least_often() {
+    let policy = Policy { seed_uploads: 1, ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), PieceSet::full(PIECES)), policy);
+    let [(A, first)] = suggested(&script.kin(A, &[], None))[..] else { panic!() };
+    script.kin(B, &[], None);
+    let mut offered = vec![first];
+    let mut next = (A, first);
+    for turn in [B, A, B, A, B, A] {
+        let mut out = script.say(next.0, Message::Request(whole(next.1)));
+        out.extend((0..BLOCKS).flat_map(|index| script.step(Input::Sent(next.0, part(next.1, index, 1)))));
+        let [offer] = suggested(&out)[..] else { panic!("{out:?}") };
+        assert_eq!(offer.0, turn);
+        offered.push(offer.1);
+        next = offer;
+    }
+    offered.sort_unstable();
+    offered.dedup();
+    assert_eq!(offered.len(), 7, "no piece goes out twice before all went out once");
 }
 
 #[test]
@@ -217,41 +243,71 @@ fn an_offer_without_an_answer_frees_the_uplink() {
 }
 
 #[test]
-fn suggestions_are_accepted_while_there_is_room_and_then_declined() {
+fn a_seed_is_not_asked_and_its_suggestions_are_taken_unless_they_are_on_their_way() {
     let mut script = Script::with(set(&[]));
-    [A, B, C].into_iter().for_each(|peer| drop(script.kin(peer, &[1, 2, 3, 4], None)));
-    assert_eq!(requested(&script.say(A, Message::Suggest(1))), [(A, whole(1))], "all of it in one request");
-    assert_eq!(declined(&script.say(B, Message::Suggest(1))).len(), 1, "it is on its way");
-    let beside = requested(&script.say(B, Message::Suggest(2)));
-    let out = script.say(C, Message::Suggest(3));
+    let out = script.seed(A);
     assert_eq!(requested(&out), []);
-    let [(C, 3, inbound)] = declined(&out)[..] else { panic!("{out:?}") };
-    assert!(inbound > 4, "there is much to come before: {inbound}");
+    assert_eq!(requested(&script.say(A, Message::Suggest(1))), [(A, whole(1))], "all of it in one request");
+    assert_eq!(requested(&script.say(A, Message::Suggest(2))), [(A, whole(2))]);
+    assert_eq!(declined(&script.say(A, Message::Suggest(1))), [(A, 1)], "it is on its way");
     script.deliver(A, 1);
-    if !beside.is_empty() {
-        script.deliver(B, 2);
-    }
-    assert_eq!(requested(&script.say(C, Message::Suggest(3))), [(C, whole(3))]);
-    assert_eq!(declined(&script.say(A, Message::Suggest(1))).len(), 1, "it is being verified");
+    assert_eq!(declined(&script.say(A, Message::Suggest(1))), [(A, 1)], "it is being verified");
 }
 
 #[test]
-fn all_kin_are_told_of_a_piece_and_of_what_is_on_its_way() {
+fn a_seed_that_offers_nothing_is_asked_after_a_while() {
     let mut script = Script::with(set(&[]));
-    script.kin(A, &[1, 2], None);
-    script.kin(B, &[1], None);
-    script.say(A, Message::Suggest(1));
-    let out = script.deliver(A, 1);
-    assert_eq!(out.last(), Some(&Output::Verify(1)));
-    script.say(A, Message::Suggest(2));
-    let out = script.step(Input::Verified(1, Verdict::Good));
+    script.seed(A);
+    let mut out = Vec::new();
+    for _ in 0..9 {
+        out.extend(script.pass(Duration::from_secs(1)));
+        script.say(A, Message::KeepAlive);
+    }
+    assert!(!requested(&out).is_empty());
+}
+
+#[test]
+fn rack_mates_are_asked_for_other_pieces_side_by_side() {
+    let policy = Policy { pull_pieces: 3, ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), set(&[])), policy);
+    let mut out: Vec<Output> =
+        [A, B, C, D].into_iter().flat_map(|peer| script.kin(peer, &[1, 2, 3, 4, 5, 6], None)).collect();
+    let asked = requested(&out);
+    assert_eq!(asked.iter().map(|(_, block)| block.length).collect::<Vec<_>>(), [BLOCKS * BYTES; 3]);
+    let pieces: Vec<u32> = asked.iter().map(|(_, block)| block.piece).collect();
+    assert!(pieces[0] != pieces[1] && pieces[1] != pieces[2] && pieces[0] != pieces[2], "{pieces:?}");
+    out = script.deliver(asked[0].0, pieces[0]);
+    assert_eq!(requested(&out).len(), 1, "when one has come the next is asked");
+}
+
+#[test]
+fn news_are_asked_for_at_once_by_who_looks_for_work() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[], None);
+    script.kin(B, &[], None);
+    let out = script.say(A, RackMessage::Have { piece: 9, backlog: 3 });
+    assert_eq!(requested(&out), [(A, whole(9))]);
+    assert_eq!(requested(&script.say(B, RackMessage::Have { piece: 9, backlog: 0 })), []);
+}
+
+#[test]
+fn kin_who_miss_a_piece_are_told_and_seeds_in_any_case() {
+    let mut script = Script::with(set(&[]));
+    script.kin(A, &[1], None);
+    script.kin(B, &[], None);
+    script.seed(C);
+    script.kin(D, &[1], None);
+    let asked = [A, D].into_iter().find(|peer| !drops(&script.deliver(*peer, 1)).contains(&(*peer, Why::Silent)));
+    assert!(asked.is_some());
+    let mut out = script.step(Input::Verified(1, Verdict::Good));
+    out.extend(script.pass(Duration::from_millis(300)));
     let told = |peer: Peer| {
         out.iter().any(|output| {
-            matches!(output, Output::Say(to, Message::Extended(Extended::Rack(RackMessage::Have { piece: 1, inbound })))
-                if *to == peer && *inbound > 0)
+            matches!(output, Output::Say(to, Message::Extended(Extended::Rack(RackMessage::Have { piece: 1, .. })))
+                if *to == peer)
         })
     };
-    assert!(told(A) && told(B), "{out:?}");
+    assert_eq!([A, B, C, D].map(told), [false, true, true, false], "{out:?}");
 }
 
 #[test]
@@ -341,8 +397,9 @@ fn twins_are_neither_asked_for_nor_offered_among_kin() {
     assert_eq!(declined(&script.say(A, Message::Suggest(3))).len(), 1);
     let out = script.pass(Duration::from_secs(30));
     assert!(requested(&out).iter().all(|(_, block)| block.piece == 1), "{out:?}");
-    let mut script = Script::new(Setup { twins: set(&[3]), ..Setup::new(shape(), set(&[1, 3])) }, cooperative());
-    script.kin(A, &[1], None);
+    let setup = Setup { twins: set(&[3]), ..Setup::new(shape(), PieceSet::full(PIECES)) };
+    let mut script = Script::new(setup, cooperative());
+    script.kin(A, &all_but(&[3]), None);
     assert_eq!(suggested(&script.pass(Duration::from_secs(3))), []);
 }
 
@@ -350,14 +407,34 @@ fn twins_are_neither_asked_for_nor_offered_among_kin() {
 #[test]
 fn pieces_cross_into_a_rack_by_their_lane_and_once() {
     let mut script = Script::with(PieceSet::full(PIECES));
+    script.kin(C, &[], Some("r2"));
     let out = script.kin(A, &[], Some("r1"));
     assert_eq!(suggested(&out), [], "it claims nothing yet");
-    let out = script.say(A, RackMessage::Lanes { claimed: 1 << 5 });
+    let out = script.say(A, RackMessage::Lanes { claimed: 1 << 5 | 1 << 6 });
     let [(A, piece)] = suggested(&out)[..] else { panic!("{out:?}") };
-    assert_eq!(piece % 32, 5);
-    script.kin(B, &[5, 37], Some("r1"));
-    let out = script.say(A, RackMessage::Decline { piece, inbound: 0 });
-    assert_eq!(suggested(&out), [], "a mate has both pieces of this lane");
+    assert!([5, 6].contains(&piece));
+    script.kin(B, &[11 - piece], Some("r1"));
+    script.say(A, RackMessage::Decline { piece });
+    assert_eq!(suggested(&script.pass(Duration::from_millis(50))), [], "a mate has the other piece of these lanes");
+}
+
+#[test]
+fn into_the_only_rack_pieces_enter_anywhere() {
+    let mut script = Script::with(PieceSet::full(PIECES));
+    assert_eq!(suggested(&script.kin(A, &[], Some("r1"))).len(), 1);
+}
+
+#[test]
+fn of_other_racks_only_our_lanes_are_asked_and_what_no_mate_has() {
+    let setup = Setup { rack: Some(RackName::new("r1").unwrap()), ..Setup::new(shape(), set(&[])) };
+    let mut script = Script::new(setup, cooperative());
+    let mut mates: Vec<Peer> = (10..73).map(Peer).collect();
+    mates.iter().for_each(|mate| drop(script.kin(*mate, &[], Some("r1"))));
+    let ids: Vec<PeerId> = mates.drain(..).map(|mate| id(mate.0)).collect();
+    let ours: Vec<u32> = (0..PIECES).filter(|piece| claims(&ids, id(100)) & 1 << (piece % LANES) != 0).collect();
+    script.pass(Duration::from_millis(50));
+    let asked = requested(&script.kin(A, &all_but(&[]), Some("r2")));
+    assert_eq!(asked.iter().map(|(_, block)| block.piece).collect::<Vec<_>>(), ours, "64 members, one lane each");
 }
 
 #[test]
@@ -432,7 +509,7 @@ fn peers_hear_of_each_other_but_strangers_nothing_of_a_private_swarm() {
     for private in [false, true] {
         let setup = Setup { private, ..Setup::new(shape(), set(&[])) };
         let mut script = Script::new(setup, cooperative());
-        script.kin(A, &[1], None);
+        script.kin(A, &[], None);
         script.connect(B);
         let listens = ExtensionHandshake {
             ids: ExtensionIds { pex: Some(1), ..ExtensionIds::NONE },

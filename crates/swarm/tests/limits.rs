@@ -1,5 +1,7 @@
 //! How near whole swarms come to the bounds of theory, in a world of virtual
-//! time.
+//! time where control costs nothing and a transfer that shares a link does not
+//! wait. It flatters; `sim` with its model of blocks is the judge, and the
+//! bounds here are no aims (docs/decisions/0016).
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -47,20 +49,20 @@ fn outcome(name: &str, plan: Plan) -> Outcome {
 #[test]
 fn ten_nodes() {
     for seed in 0..3 {
-        let plan = Plan::new(shape(512, 1 << 20), 10, 12.5e6, &cooperative(), seed);
-        let outcome = outcome("10 nodes, 512 pieces of 1 MiB", plan);
+        let plan = Plan::new(shape(1024, 128 << 10), 10, 12.5e6, &cooperative(), seed);
+        let outcome = outcome("10 nodes, 1024 pieces of 128 KiB", plan);
         assert!(outcome.ratio <= 1.05 && outcome.egress <= 1.03);
     }
 }
 
 fn fifty(seed: u64) -> Plan {
-    Plan::new(shape(512, 256 << 10), 50, 2.5e6, &cooperative(), seed)
+    Plan::new(shape(1024, 128 << 10), 50, 2.5e6, &cooperative(), seed)
 }
 
 #[test]
 fn fifty_nodes() {
     for seed in 0..2 {
-        let outcome = outcome("50 nodes, 512 pieces of 256 KiB", fifty(seed));
+        let outcome = outcome("50 nodes, 1024 pieces of 128 KiB", fifty(seed));
         assert!(outcome.ratio <= 1.07 && outcome.egress <= 1.04);
         assert!(outcome.waste < 0.005, "duplicates are for the end game only");
     }
@@ -70,9 +72,9 @@ fn fifty_nodes() {
 /// times what the bytes alone take.
 #[test]
 fn two_hundred_and_thirty_nodes() {
-    let plan = Plan::new(shape(128, 256 << 10), 230, 0.625e6, &cooperative(), 0);
-    let outcome = outcome("230 nodes, 128 pieces of 256 KiB", plan);
-    assert!(outcome.ratio <= 1.10);
+    let plan = Plan::new(shape(512, 128 << 10), 230, 0.625e6, &cooperative(), 0);
+    let outcome = outcome("230 nodes, 512 pieces of 128 KiB", plan);
+    assert!(outcome.ratio <= 1.30);
 }
 
 /// Each image crosses into each rack once, and the cables between racks,
@@ -80,11 +82,11 @@ fn two_hundred_and_thirty_nodes() {
 #[test]
 fn five_racks_of_ten() {
     let policy = Policy { dial_peers: 40, ..cooperative() };
-    let plan = Plan::new(shape(512, 256 << 10), 50, 2.5e6, &policy, 0).racked(10, 2.0);
+    let plan = Plan::new(shape(1024, 128 << 10), 50, 2.5e6, &policy, 0).racked(10, 2.0);
     let outcome = outcome("5 racks of 10, uplinks of 2 nodes", plan);
     let crossed: Vec<f64> = (0..5).map(|rack| outcome.world.crossed(rack)).collect();
     println!("simulated bytes into each rack, in images: {crossed:.3?}");
-    assert!(outcome.ratio <= 1.09);
+    assert!(outcome.ratio <= 1.10);
     assert!(crossed.iter().all(|images| *images <= 1.02));
 }
 
@@ -100,7 +102,7 @@ fn silent_deaths_cost_the_rest_nothing_to_speak_of() {
     world.run(LONG);
     let ratio = world.makespan() / world.limit(50);
     println!("simulated 50 nodes, 5 vanish: makespan {ratio:.4} of the bound");
-    assert!(ratio <= 1.07);
+    assert!(ratio <= 1.13);
 }
 
 #[test]
@@ -116,7 +118,7 @@ fn slow_nodes_delay_only_themselves() {
     let finishes = world.finishes();
     let median = finishes[finishes.len() / 2] / limit;
     println!("simulated 50 nodes, 2 at half the rate: median {median:.4} of the bound of the others");
-    assert!(median <= 1.06);
+    assert!(median <= 1.13);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn drain_one(
     stream.write_all(&Handshake::new(manifest.infohash().unwrap(), id).encode()).unwrap();
     stream.read_exact(&mut [0; HANDSHAKE_BYTES]).unwrap();
     // Without it the seeder takes us for an ordinary client.
-    let hello = RackHello { rack: None, max_request_bytes: PIECE_BYTES as u32, zstd: false };
+    let hello = RackHello { rack: None, max_request_bytes: PIECE_BYTES as u32, offers: false, zstd: false };
     let ours = ExtensionHandshake {
         ids: ExtensionIds::OURS,
         rack: (range_bytes > BLOCK_BYTES).then_some(hello),

@@ -31,7 +31,7 @@ async fn liar(info_hash: InfoHash, then: Vec<u8>) -> SocketAddr {
                 let mut theirs = [0; HANDSHAKE_BYTES];
                 stream.read_exact(&mut theirs).await?;
                 stream.write_all(&Handshake::new(info_hash, LIAR).encode()).await?;
-                let hello = RackHello { rack: None, max_request_bytes: 1 << 20, zstd: true };
+                let hello = RackHello { rack: None, max_request_bytes: 1 << 20, offers: false, zstd: true };
                 let ours =
                     ExtensionHandshake { ids: ExtensionIds::OURS, rack: Some(hello), ..ExtensionHandshake::default() };
                 stream.write_all(&encode(&[ours.into(), Message::HaveAll, Message::Unchoke])).await?;

@@ -9,7 +9,10 @@ use super::Engine;
 use crate::io::{Output, Peer, Why};
 use crate::peer::Kind;
 use crate::picker::{Arrival, Forgotten, Run, Supply};
-use crate::time::time_for;
+use crate::time::Time;
+
+/// Kin hear of a piece within half the time that one takes, and within this.
+const NEWS_WAIT: Duration = Duration::from_millis(250);
 
 /// Places for pieces that foreign clients leave to kin.
 const KIN_PLACES: usize = 2;
@@ -137,7 +140,7 @@ impl Engine {
         link.count_received(run, block.length, self.now);
         let is_kin = link.is_kin();
         if is_kin && asked {
-            self.flow_moved(peer, gap, block.length);
+            self.flow_moved(peer, gap, block.piece);
         }
         let kept: u32 = fresh.iter().map(|run| run.place(&self.shape).length).sum();
         self.ledger.kept(&party, kept);
@@ -148,6 +151,9 @@ impl Engine {
         }
         self.fresh = fresh;
         if arrival.completes {
+            // Of a request only parts of which were needed twice the rest is left.
+            let whole = Run { piece: run.piece, first: 0, count: self.shape.blocks(run.piece) };
+            self.cancel_everywhere(whole, out);
             out.push(Output::Verify(run.piece));
         }
         if let Some(probe) = probe {
@@ -155,26 +161,6 @@ impl Engine {
         }
         if !is_kin {
             self.refill(peer, out);
-        }
-    }
-
-    /// A transfer from kin went on, or ended.
-    fn flow_moved(&mut self, peer: Peer, gap: Duration, bytes: u32) {
-        if let Some(link) = self.links.get_mut(peer).filter(|link| !link.comes) {
-            // The first part waited for the sender's uplink.
-            link.comes = true;
-            let sending = time_for(bytes.into(), self.downlink.full());
-            self.answer = usual(self.answer, gap.saturating_sub(sending).min(Duration::from_secs(1)));
-            self.flows_changed();
-        } else {
-            self.downlink.moved(bytes, self.now);
-            self.gap = self.gap.max(gap).min(self.gap * 7 / 8 + gap / 4);
-        }
-        let Some(link) = self.links.get(peer) else { return };
-        if link.outstanding.is_empty() {
-            let took = self.now - link.asked_at;
-            self.piece_time = if self.piece_time.is_zero() { took } else { self.piece_time * 3 / 4 + took / 4 };
-            self.flows_changed();
         }
     }
 
@@ -271,37 +257,68 @@ impl Engine {
         }
     }
 
-    /// Kin are told in any case: they schedule by it. Others only if they miss
-    /// the piece.
+    /// Foreign clients are told at once; kin too of what none of them has, and
+    /// of the rest soon: several in one packet.
     fn tell_everybody(&mut self, piece: u32, out: &mut Vec<Output>) {
-        let inbound = if self.kin > 0 { self.inbound() } else { 0 };
         let is_twin = self.twins.contains(piece);
         let mut sated = Vec::new();
+        let mut is_new = true;
         for link in self.links.iter_mut() {
             let has = link.has.contains(piece);
+            is_new &= !has || link.has.is_full();
             if !has {
                 link.useful += 1;
             } else if !is_twin {
                 link.wanted -= 1;
             }
-            let message = match link.kind {
-                Kind::Kin if is_twin => continue,
-                Kind::Kin => RackMessage::Have { piece, inbound }.into(),
-                Kind::Unknown | Kind::Foreign if !has => Message::Have(piece),
-                Kind::Unknown | Kind::Foreign => {
-                    sated.extend((link.wanted == 0).then_some(link.peer));
-                    continue;
+            match link.kind {
+                Kind::Kin => {}
+                Kind::Foreign | Kind::Unknown if !has => {
+                    link.said = self.now;
+                    out.push(Output::Say(link.peer, Message::Have(piece)));
                 }
-            };
-            link.said = self.now;
-            out.push(Output::Say(link.peer, message));
+                Kind::Foreign | Kind::Unknown => sated.extend((link.wanted == 0).then_some(link.peer)),
+            }
         }
         sated.into_iter().for_each(|peer| self.want(peer, out));
+        if is_twin || self.kin == 0 {
+            return;
+        }
+        if self.news.is_empty() {
+            self.news_due = self.now + (self.piece_time / 2).min(NEWS_WAIT);
+        }
+        self.news.push(piece);
+        if is_new || self.picker.is_almost_done() {
+            // At the end of this step.
+            self.news_due = self.now;
+        } else {
+            self.wake(self.news_due);
+        }
+    }
+
+    /// Tells those kin who miss the pieces, and those who choose what to send
+    /// by what others have.
+    pub(super) fn tell_news(&mut self, out: &mut Vec<Output>) {
+        if self.news_due > self.now || self.news.is_empty() {
+            return;
+        }
+        let backlog = self.uplink.backlog() / u64::from(self.shape.piece_length());
+        let backlog = u8::try_from(backlog).unwrap_or(u8::MAX);
+        for link in self.links.iter_mut().filter(|link| link.is_kin()) {
+            for &piece in self.news.iter().filter(|piece| link.offers || !link.has.contains(**piece)) {
+                link.said = self.now;
+                out.push(Output::Say(link.peer, RackMessage::Have { piece, backlog }.into()));
+            }
+        }
+        self.news.clear();
+        self.news_due = Time::MAX;
     }
 
     fn completed(&mut self, out: &mut Vec<Output>) {
         self.herald.complete(self.now.duration());
         self.due = self.now;
+        self.news_due = self.now;
+        self.tell_news(out);
         self.flows_changed();
         out.push(Output::Complete);
         let full = self.links.peers(|link| link.has.is_full());
@@ -369,10 +386,4 @@ impl Engine {
             self.ban(party.id, address);
         }
     }
-}
-
-/// Of delays the usual, not the worst: it falls quickly and rises slowly, since
-/// what makes us accept more also makes each wait longer.
-fn usual(known: Duration, new: Duration) -> Duration {
-    if new < known { known / 2 + new / 2 } else { known * 15 / 16 + new / 16 }
 }

@@ -34,6 +34,7 @@ impl Engine {
         let rack = self.cooperative.then(|| RackHello {
             rack: self.racks.name(self.racks.mine).cloned(),
             max_request_bytes: self.policy.max_request_bytes,
+            offers: self.offering.is_some(),
             zstd: false,
         });
         let ids = ExtensionIds { rack: rack.as_ref().and(ExtensionIds::OURS.rack), ..ExtensionIds::OURS };
@@ -74,6 +75,7 @@ impl Engine {
         let rack = self.racks.index(hello.rack.as_ref());
         let Some(link) = self.links.get_mut(peer) else { return };
         link.max_request = hello.max_request_bytes;
+        link.offers = hello.offers;
         link.hello = None;
         let (was_kin, was_in) = (link.is_kin(), link.rack);
         link.rack = rack;
@@ -86,6 +88,7 @@ impl Engine {
             self.becomes_kin(peer, out);
         }
         self.members_changed(rack);
+        self.has_room = true;
         let claimed = self.racks.claimed;
         if rack != self.racks.mine && claimed != 0 {
             self.say(peer, RackMessage::Lanes { claimed }.into(), out);

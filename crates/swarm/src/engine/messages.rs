@@ -14,6 +14,7 @@ impl Engine {
         if link.is_kin() && link.snubbed {
             // It lives. Whether it delivers is another matter: strikes stay.
             link.snubbed = false;
+            self.has_room = true;
         }
         match message {
             Message::Have(piece) => self.peer_has(peer, piece, None, out),
@@ -43,8 +44,8 @@ impl Engine {
         match extended {
             Extended::Handshake(handshake) => self.greeted(peer, *handshake, out),
             Extended::Pex(pex) => self.heard_of(peer, &pex),
-            Extended::Rack(RackMessage::Have { piece, inbound }) => self.peer_has(peer, piece, Some(inbound), out),
-            Extended::Rack(RackMessage::Decline { piece, inbound }) => self.declined(peer, piece, inbound, out),
+            Extended::Rack(RackMessage::Have { piece, backlog }) => self.peer_has(peer, piece, Some(backlog), out),
+            Extended::Rack(RackMessage::Decline { piece }) => self.declined(peer, piece, out),
             Extended::Rack(RackMessage::Lanes { claimed }) => self.claims_lanes(peer, claimed, out),
             Extended::Metadata(_) | Extended::Unknown { .. } => {}
         }
@@ -99,8 +100,8 @@ impl Engine {
         }
     }
 
-    /// A piece more; kin say besides how much is on its way to them.
-    fn peer_has(&mut self, peer: Peer, piece: u32, inbound: Option<u8>, out: &mut Vec<Output>) {
+    /// A piece more; kin say besides how many they have to send.
+    fn peer_has(&mut self, peer: Peer, piece: u32, backlog: Option<u8>, out: &mut Vec<Output>) {
         if piece >= self.shape.pieces() {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
@@ -123,8 +124,8 @@ impl Engine {
                 return self.drop_peer(peer, Why::BothComplete, out);
             }
         }
-        if let Some(inbound) = inbound {
-            self.has_news(peer, inbound, out);
+        if let (Some(backlog), Some(at)) = (backlog, self.links.find(peer).filter(|at| self.links[*at].is_kin())) {
+            self.has_news(at, piece, backlog, out);
         }
     }
 
@@ -149,6 +150,7 @@ impl Engine {
         if self.links[at].is_kin() {
             let rack = self.links[at].rack;
             self.members_changed(rack);
+            self.has_room = true;
             return self.offer_anew(out);
         }
         self.want(peer, out);

@@ -1,6 +1,7 @@
-//! We schedule what we send: when our uplink is about to run dry, the kin
-//! neighbour that has least on its way is offered the rarest piece that it
-//! misses (a Suggest Piece of BEP 6). It requests or declines.
+//! A seed schedules what it sends: nobody else has its pieces yet, so each
+//! goes out once before any goes out twice. Who has been served least recently
+//! is offered the piece that was sent least often (a Suggest Piece of BEP 6)
+//! and requests or declines it.
 
 use std::time::Duration;
 
@@ -13,35 +14,46 @@ use crate::peer::{Link, Offer};
 use crate::picker::{least, rotated};
 use crate::time::Time;
 
-/// Kin tell what is on its way to them in sixteenths of a piece.
-pub(super) const SIXTEENTHS: u32 = 16;
-
 /// After a first copy of everything is out a seed rests for this part of the
 /// time that took: by then others have finished the rest, if they are not
 /// much slower than the seed.
 const REST: u32 = 12;
 
-/// What an engine remembers of its offers.
+/// An offer is answered within this time, or the peer is left alone for as
+/// long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who declined is asked again after this, and after twice as long each time
+/// that it declines once more.
+const DECLINED: Duration = Duration::from_millis(2);
+
+/// What somebody declined is offered to it again after this: it may have been
+/// on its way from another, or there was no room.
+const DECLINED_PIECE: Duration = Duration::from_millis(100);
+
+/// Doublings of the first.
+const MOST_DOUBLINGS: u32 = 7;
+
+/// What a seed remembers of its offers.
 #[derive(Debug)]
 pub(super) struct Offering {
-    /// How often each piece was offered and taken; kept by seeds only.
-    sent: Option<Box<[u16]>>,
+    /// How often each piece was offered and taken.
+    sent: Box<[u16]>,
     /// Pieces that were never sent.
     unsent: u32,
     began: Option<Time>,
-    /// A seed offers nothing a second time before.
+    /// Nothing is offered a second time before.
     rests_until: Option<Time>,
     /// Nobody was found; nobody is looked for before, or before news come.
     barren_until: Time,
-    /// Neighbours in the order of preference: by when they have room, then by
-    /// what they have. Kept for its memory.
-    ranked: Vec<(Time, u32, u32)>,
+    /// Neighbours in the order of preference. Kept for its memory.
+    ranked: Vec<(u64, u32)>,
 }
 
 impl Offering {
-    pub(super) fn new(seed: bool, pieces: u32) -> Offering {
+    pub(super) fn new(pieces: u32) -> Offering {
         Offering {
-            sent: seed.then(|| vec![0; pieces as usize].into()),
+            sent: vec![0; pieces as usize].into(),
             unsent: pieces,
             began: None,
             rests_until: None,
@@ -51,14 +63,12 @@ impl Offering {
     }
 
     fn times_sent(&self, piece: u32) -> u16 {
-        self.sent.as_ref().map_or(0, |sent| sent[piece as usize])
+        self.sent[piece as usize]
     }
 
-    /// A piece is offered by a seed.
     fn sends(&mut self, piece: u32, now: Time) {
-        let Some(sent) = &mut self.sent else { return };
         let began = *self.began.get_or_insert(now);
-        let count = &mut sent[piece as usize];
+        let count = &mut self.sent[piece as usize];
         self.unsent -= u32::from(*count == 0);
         *count = count.saturating_add(1);
         if self.unsent == 0 && self.rests_until.is_none() {
@@ -67,8 +77,7 @@ impl Offering {
     }
 
     fn sends_not(&mut self, piece: u32) {
-        let Some(sent) = &mut self.sent else { return };
-        let count = &mut sent[piece as usize];
+        let count = &mut self.sent[piece as usize];
         *count = count.saturating_sub(1);
         if *count == 0 {
             self.unsent += 1;
@@ -84,107 +93,101 @@ impl Offering {
 impl Engine {
     /// Offers pieces until the uplink has enough before it, or nobody is left.
     pub(super) fn make_offers(&mut self, out: &mut Vec<Output>) {
-        if self.kin == 0 || self.have.is_empty() {
-            return;
-        }
-        while self.offering.barren_until <= self.now && self.uplink.wants_offer(&self.links) {
-            if !self.offer_one(out) {
+        let Some(mut offering) = self.offering.take() else { return };
+        while self.kin > 0 && offering.barren_until <= self.now && self.uplink.wants_offer(&self.links) {
+            if !self.offer_one(&mut offering, out) {
                 break;
             }
         }
+        self.offering = Some(offering);
     }
 
     /// Something changed: those that were of no use before may be of use now.
     pub(super) fn offer_anew(&mut self, out: &mut Vec<Output>) {
-        self.offering.barren_until = Time::ZERO;
-        self.make_offers(out);
+        if let Some(offering) = &mut self.offering {
+            offering.barren_until = Time::ZERO;
+            self.make_offers(out);
+        }
     }
 
-    fn offer_one(&mut self, out: &mut Vec<Output>) -> bool {
-        self.rank_neighbours();
-        let ranked = std::mem::take(&mut self.offering.ranked);
-        let found = ranked.iter().find_map(|(.., at)| Some((*at as usize, self.choose(*at as usize)?)));
-        self.offering.ranked = ranked;
+    fn offer_one(&mut self, offering: &mut Offering, out: &mut Vec<Output>) -> bool {
+        let next = self.rank_neighbours(offering);
+        let ranked = std::mem::take(&mut offering.ranked);
+        let found = ranked.iter().find_map(|(_, at)| Some((*at as usize, self.choose(offering, *at as usize)?)));
+        offering.ranked = ranked;
         let Some((at, piece)) = found else {
+            let rested = offering.rests_until.filter(|until| *until > self.now);
+            offering.barren_until = rested.map_or(next, |until| next.min(until));
+            self.wake(offering.barren_until);
             return false;
         };
         let link = &mut self.links[at];
         link.offer = Some(Offer { piece, at: self.now });
         let peer = link.peer;
-        self.uplink.offer(self.shape.piece_bytes(piece));
-        self.offering.sends(piece, self.now);
+        offering.sends(piece, self.now);
         self.say(peer, Message::Suggest(piece), out);
-        self.wake(self.now + self.uplink.patience());
+        self.wake(self.now + PATIENCE);
         true
     }
 
-    /// Those that may take a piece now, first who has room, then who is furthest
-    /// behind; also when to look again if nobody is found. To prefer other racks
-    /// here would clog the cables between them (simulated).
-    fn rank_neighbours(&mut self) {
-        let horizon = self.now + self.horizon();
-        let mut next = self.now + Duration::from_secs(1);
-        let turn = self.chance.below(u32::MAX);
+    /// Finds those that may take a piece now; says when to look again if there is
+    /// none for them.
+    fn rank_neighbours(&mut self, offering: &mut Offering) -> Time {
+        let mut next = self.now + PATIENCE;
         let lead = self.uplink.lead();
-        self.offering.ranked.clear();
+        offering.ranked.clear();
         for (at, link) in self.links.iter().enumerate() {
             if !self.could_take(link, lead) {
                 continue;
             }
-            if link.free_at > horizon {
-                next = next.min(self.now + (link.free_at - horizon));
+            if link.rests_until > self.now {
+                next = next.min(link.rests_until);
                 continue;
             }
-            let lot = (at as u32 ^ turn).wrapping_mul(0x9E37_79B9);
-            self.offering.ranked.push((link.free_at.max(self.now), lot, at as u32));
+            offering.ranked.push((link.served, at as u32));
         }
-        self.offering.ranked.sort_unstable();
-        if let Some(until) = self.offering.rests_until.filter(|until| *until > self.now) {
-            next = next.min(until);
-        }
-        self.offering.barren_until = if self.offering.ranked.is_empty() { next } else { Time::ZERO };
-        if self.offering.ranked.is_empty() {
-            self.wake(next);
-        }
-    }
-
-    /// How far ahead of its having room a neighbour is asked: an answer's time.
-    fn horizon(&self) -> Duration {
-        self.uplink.latency()
+        offering.ranked.sort_unstable();
+        if offering.ranked.is_empty() { next } else { next.min(self.now + DECLINED_PIECE) }
     }
 
     fn could_take(&self, link: &Link, lead: u64) -> bool {
         let served_last = link.queue.is_empty() && u64::from(link.in_flight) <= lead;
         let open = link.is_kin() && !link.snubbed && link.offer.is_none() && served_last;
-        open && link.useful > 0 && (self.is_near(link) || link.lanes != 0)
+        open && link.useful > 0 && (link.lanes != 0 || self.enters_anywhere(link))
     }
 
-    /// The piece to offer this neighbour: of a seed the one sent least often,
-    /// of all the one that fewest neighbours have.
-    fn choose(&mut self, at: usize) -> Option<u32> {
+    /// A rack mate, or a member of the only other rack: nobody else brings
+    /// pieces in there.
+    fn enters_anywhere(&self, link: &Link) -> bool {
+        self.is_near(link) || self.racks.others() == 1
+    }
+
+    /// The piece to offer this neighbour: the one sent least often, then the
+    /// one that fewest neighbours have.
+    fn choose(&mut self, offering: &Offering, at: usize) -> Option<u32> {
         let link = &self.links[at];
-        let near = self.is_near(link);
-        let mask = if near { usize::MAX } else { lane_mask(link.lanes) };
+        let (near, anywhere) = (self.is_near(link), self.enters_anywhere(link));
         let (have, racks, rack) = (self.have.bits().as_slice(), &self.racks, link.rack);
         let word = |at: usize| {
-            let seen = if near { 0 } else { racks.seen_word(rack, at) };
-            have[at] & !link.has.word(at) & !seen & mask
+            let enters = if anywhere { usize::MAX } else { lane_mask(link.lanes, at) };
+            let enters = if near { usize::MAX } else { enters & !racks.seen_word(rack, at) };
+            have[at] & !link.has.word(at) & enters
         };
-        let rests = self.offering.rests(self.now);
+        let rests = offering.rests(self.now);
+        let remembers = self.now < link.rests_until + DECLINED_PIECE;
         let candidates = rotated(self.shape.pieces(), &mut self.chance, word);
-        let offered =
-            candidates.filter(|piece| !link.has_declined(*piece) && (!rests || self.offering.times_sent(*piece) == 0));
-        let rank = |piece: u32| (self.offering.times_sent(piece), self.picker.holders(piece));
+        let offered = candidates
+            .filter(|piece| !(remembers && link.has_declined(*piece)) && (!rests || offering.times_sent(*piece) == 0));
+        let rank = |piece: u32| (offering.times_sent(piece), self.picker.holders(piece));
         least(offered, rank, &mut self.chance)
     }
 
     /// The peer requests; if that is what we suggested, the offer is taken.
     pub(super) fn accepted_offer(&mut self, peer: Peer, piece: u32) {
+        let now = self.now;
         let Some(link) = self.links.get_mut(peer) else { return };
         let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) else { return };
-        let bytes = self.shape.piece_bytes(piece);
-        self.uplink.answered(bytes, self.now - offer.at);
-        link.free_at = link.free_at.max(self.now) + self.uplink.time_for(bytes.into());
+        self.uplink.answered(now - offer.at);
         link.declines = 0;
         let rack = link.rack;
         if rack != self.racks.mine {
@@ -192,98 +195,61 @@ impl Engine {
         }
     }
 
-    pub(super) fn declined(&mut self, peer: Peer, piece: u32, inbound: u8, out: &mut Vec<Output>) {
-        let patience = self.piece_patience();
+    pub(super) fn declined(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
+        let now = self.now;
         let Some(link) = self.links.get_mut(peer).filter(|link| link.is_kin()) else { return };
-        if let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) {
-            self.uplink.answered(self.shape.piece_bytes(piece), self.now - offer.at);
-            self.offering.sends_not(piece);
-            if link.free_at + patience < self.now {
-                link.forget_declined();
-            }
-            link.decline(piece);
+        let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) else { return };
+        if link.rests_until + DECLINED_PIECE <= now {
+            link.forget_declined();
         }
-        self.has_room_after(peer, inbound);
-        self.rest_after_declines(peer);
-        self.make_offers(out);
-    }
-
-    /// Who declines again and again is asked less and less often.
-    fn rest_after_declines(&mut self, peer: Peer) {
-        let pause = self.uplink.time_for(u64::from(self.shape.piece_length())).max(Duration::from_millis(2)) / 32;
-        let Some(link) = self.links.get_mut(peer) else { return };
-        let declines = link.declines.saturating_sub(1).min(5);
+        link.decline(piece);
+        link.rests_until = now + DECLINED * (1 << u32::from(link.declines).min(MOST_DOUBLINGS));
         link.declines = link.declines.saturating_add(1);
-        if declines > 0 {
-            link.free_at = link.free_at.max(self.now + pause * (1 << declines));
+        self.uplink.answered(now - offer.at);
+        self.sends_not(piece);
+        self.offer_anew(out);
+    }
+
+    fn sends_not(&mut self, piece: u32) {
+        if let Some(offering) = &mut self.offering {
+            offering.sends_not(piece);
         }
     }
 
-    fn piece_patience(&self) -> Duration {
-        4 * self.uplink.time_for(self.shape.piece_length().into())
-    }
-
-    /// A neighbour has a piece more, and told how much is on its way to it.
-    pub(super) fn has_news(&mut self, peer: Peer, inbound: u8, out: &mut Vec<Output>) {
-        if let Some(link) = self.links.get_mut(peer) {
-            link.declines = 0;
-        }
-        self.has_room_after(peer, inbound);
-        self.make_offers(out);
-    }
-
-    fn has_room_after(&mut self, peer: Peer, inbound: u8) {
-        let sixteenth = u64::from(self.shape.piece_length() / SIXTEENTHS);
-        let wait = self.uplink.time_for(u64::from(inbound) * sixteenth);
-        let Some(link) = self.links.get_mut(peer).filter(|link| link.is_kin()) else { return };
-        link.free_at = self.now + wait;
-        if self.offering.barren_until > self.now {
-            let lead = self.uplink.lead();
-            let useful = self.links.get(peer).is_some_and(|link| self.could_take(link, lead));
-            if useful {
-                self.offering.barren_until = Time::ZERO;
-            }
+    /// Who has nearly all that it asked for may be offered the next piece, and
+    /// who has a piece more another one.
+    pub(super) fn may_take_again(&mut self, at: usize) {
+        let useful = self.could_take(&self.links[at], self.uplink.lead());
+        if let Some(offering) = self.offering.as_mut().filter(|_| useful) {
+            offering.barren_until = Time::ZERO;
         }
     }
 
-    /// Who has nearly all that it asked for may be offered the next piece.
-    pub(super) fn nearly_served(&mut self, at: usize) {
-        if self.offering.barren_until > self.now && self.could_take(&self.links[at], self.uplink.lead()) {
-            self.offering.barren_until = Time::ZERO;
-        }
-    }
-
-    /// An offer that nobody answered: the peer is left alone until it speaks.
+    /// An offer that nobody answered: the peer is left alone for a while.
     pub(super) fn expire_offer(&mut self, peer: Peer, out: &mut Vec<Output>) {
-        let patience = self.uplink.patience();
         let now = self.now;
         let Some(link) = self.links.get_mut(peer) else { return };
-        if link.offer.is_some_and(|offer| offer.at + patience <= now) {
-            let mut offer = std::mem::take(&mut link.offer);
-            link.free_at = now + Duration::from_secs(1);
-            link.snubbed = link.heard + patience * 2 <= now;
-            if let Some(offer) = offer.take() {
-                self.uplink.answered(self.shape.piece_bytes(offer.piece), Duration::ZERO);
-                self.offering.sends_not(offer.piece);
-            }
-            self.offer_anew(out);
-        }
+        let Some(offer) = link.offer.take_if(|offer| offer.at + PATIENCE <= now) else { return };
+        link.rests_until = now + PATIENCE;
+        link.snubbed = link.heard + PATIENCE * 2 <= now;
+        self.sends_not(offer.piece);
+        self.offer_anew(out);
     }
 
-    pub(super) fn offer_expires(&self, link: &Link) -> Time {
-        link.offer.map_or(Time::MAX, |offer| offer.at + self.uplink.patience())
+    pub(super) fn offer_expires(link: &Link) -> Time {
+        link.offer.map_or(Time::MAX, |offer| offer.at + PATIENCE)
     }
 
     /// The peer is gone, and with it what we offered it.
     pub(super) fn withdraw_offer(&mut self, link: &mut Link) {
         if let Some(offer) = link.offer.take() {
-            self.uplink.answered(self.shape.piece_bytes(offer.piece), Duration::ZERO);
-            self.offering.sends_not(offer.piece);
+            self.sends_not(offer.piece);
         }
     }
 
-    /// When somebody may have room again, or a seed has rested.
+    /// When somebody may have room again, or the seed has rested.
     pub(super) fn offers_due(&self) -> Time {
-        if self.kin > 0 && self.offering.barren_until > self.now { self.offering.barren_until } else { Time::MAX }
+        let barren = self.offering.as_ref().map_or(Time::ZERO, |offering| offering.barren_until);
+        if self.kin > 0 && barren > self.now { barren } else { Time::MAX }
     }
 }

@@ -112,7 +112,7 @@ impl Engine {
         self.departs(&link);
         self.picker.remove_holders(&link.has);
         self.withdraw_offer(&mut link);
-        self.uplink.gone(&mut link, self.now);
+        self.uplink.gone(&mut link);
         if link.side == Side::Outbound {
             self.book.failed(link.address, self.now.duration(), &mut self.chance);
         }
@@ -123,6 +123,7 @@ impl Engine {
         let owed = std::mem::take(&mut link.outstanding);
         self.release(peer, &owed, out);
         self.flows_changed();
+        self.has_room = true;
         self.refill_all(out);
         self.pull_orphans(out);
         self.feed_uplink(out);

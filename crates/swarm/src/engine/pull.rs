@@ -1,12 +1,16 @@
-//! Asking kin without an offer: for what a dead or lying peer left undone,
-//! when nothing has been coming for too long, and at the very end.
+//! What we ask of kin: pieces of rack mates, always several at once and each of
+//! the less busy of a few drawn by lot; of other racks what our lanes bring in.
+//! Besides: what a dead or lying peer left undone, what nobody sends although
+//! we starve, and the very end.
 
 use wire::peer::Block;
 
 use super::Engine;
+use super::racks::lane_mask;
 use crate::io::{Output, Peer, Why};
+use crate::lanes::lane_of;
 use crate::peer::Link;
-use crate::picker::rotated;
+use crate::picker::{least, rotated};
 
 /// Refusals in a row that a foreign client is allowed: a choke may cross our
 /// requests.
@@ -15,7 +19,95 @@ const FOREIGN_STRIKES: u8 = 16;
 /// The same of kin, who never choke.
 const KIN_STRIKES: u8 = 2;
 
+/// Mates drawn by lot, of whom the least busy is asked. To ask the least busy
+/// of all would send everybody to the same.
+const DRAWN: usize = 3;
+
+/// Pieces asked of one mate at once when there are few mates.
+const MOST_OF_ONE: usize = 4;
+
 impl Engine {
+    /// Something that was asked came, or will not come: asks for more.
+    pub(super) fn pull(&mut self, out: &mut Vec<Output>) {
+        if !std::mem::take(&mut self.has_room) || self.kin == 0 || self.have.is_full() {
+            return;
+        }
+        self.pull_far(out);
+        self.pull_near(out);
+        self.has_room = false;
+    }
+
+    fn pull_near(&mut self, out: &mut Vec<Output>) {
+        let mut mates = std::mem::take(&mut self.mates);
+        mates.clear();
+        let near = self.links.iter().enumerate().filter(|(_, link)| self.may_pull(link) && self.is_near(link));
+        mates.extend(near.map(|(at, _)| at as u32));
+        let of_one = (self.policy.pull_pieces / mates.len().max(1)).clamp(1, MOST_OF_ONE);
+        mates.retain(|at| self.links[*at as usize].owes_pieces() < of_one);
+        while self.owed_near < self.policy.pull_pieces && !mates.is_empty() {
+            let drawn: [usize; DRAWN] = std::array::from_fn(|_| self.chance.index(mates.len()));
+            let busy = |place: &usize| self.links[mates[*place] as usize].free_at.max(self.now);
+            let Some(place) = drawn.into_iter().min_by_key(busy) else { break };
+            let at = mates[place] as usize;
+            let (peer, piece) = (self.links[at].peer, self.picker.rarest(&self.links[at].has, &mut self.chance));
+            let asked = piece.is_some_and(|piece| self.fetch(peer, piece, out));
+            if !asked || self.links[at].owes_pieces() >= of_one {
+                mates.swap_remove(place);
+            }
+        }
+        self.mates = mates;
+    }
+
+    /// What our lanes bring in and no mate has, of anybody in other racks.
+    fn pull_far(&mut self, out: &mut Vec<Output>) {
+        if self.racks.claimed == 0 {
+            return;
+        }
+        for at in 0..self.links.len() {
+            if self.owed_far >= self.policy.far_pieces {
+                return;
+            }
+            let link = &self.links[at];
+            if self.is_near(link) || !self.may_pull(link) || !link.outstanding.is_empty() {
+                continue;
+            }
+            if let Some(piece) = self.rarest_across(at) {
+                let peer = self.links[at].peer;
+                self.fetch(peer, piece, out);
+            }
+        }
+    }
+
+    fn rarest_across(&mut self, at: usize) -> Option<u32> {
+        let (has, idle, racks) = (&self.links[at].has, self.picker.idle_words(), &self.racks);
+        let word =
+            |at: usize| has.word(at) & idle[at] & lane_mask(racks.claimed, at) & !racks.seen_word(racks.mine, at);
+        let candidates = rotated(self.shape.pieces(), &mut self.chance, word);
+        least(candidates, |piece| u32::from(self.picker.holders(piece)), &mut self.chance)
+    }
+
+    /// A neighbour got this piece: if we look for work it is asked for it.
+    pub(super) fn pull_news(&mut self, at: usize, piece: u32, out: &mut Vec<Output>) {
+        let link = &self.links[at];
+        if !self.picker.is_idle(piece) || !link.outstanding.is_empty() || !self.may_pull(link) {
+            return;
+        }
+        let wanted = if self.is_near(link) {
+            self.owed_near < self.policy.pull_pieces
+        } else {
+            let ours = self.racks.claimed & (1 << lane_of(piece)) != 0;
+            ours && self.owed_far < self.policy.far_pieces && !self.racks.has_seen(self.racks.mine, piece)
+        };
+        if wanted {
+            self.fetch(link.peer, piece, out);
+        }
+    }
+
+    /// It waits to be asked: whoever offers comes by itself.
+    fn may_pull(&self, link: &Link) -> bool {
+        self.may_ask(link) && !link.offers
+    }
+
     /// Pieces that were begun and that nobody is finishing are asked for at
     /// once: they take memory and will not be offered soon.
     pub(super) fn pull_orphans(&mut self, out: &mut Vec<Output>) {
@@ -47,8 +139,16 @@ impl Engine {
             return;
         }
         self.pull_orphans(out);
-        let found = self.forage();
-        if !found.is_some_and(|(peer, piece)| self.fetch(peer, piece, out)) {
+        // Several, or a rack that nobody brings a lane into would wait for each.
+        let mut asked = 0;
+        while asked < self.policy.far_pieces {
+            let Some((peer, piece)) = self.forage() else { break };
+            if !self.fetch(peer, piece, out) {
+                break;
+            }
+            asked += 1;
+        }
+        if asked == 0 {
             self.pull_twice(out);
         }
         // However it went, look again after as long.

@@ -5,7 +5,7 @@ use wire::peer::{PeerId, RackMessage, RackName};
 
 use super::Engine;
 use crate::io::{Output, Peer};
-use crate::lanes;
+use crate::lanes::{self, LANES};
 use crate::peer::Link;
 
 const WIDTH: u32 = usize::BITS;
@@ -18,7 +18,7 @@ pub(super) struct Racks {
     /// Ours, as an index.
     pub(super) mine: u16,
     /// The lanes that we claim.
-    pub(super) claimed: u32,
+    pub(super) claimed: u64,
     /// Somebody came or went since that was computed.
     pub(super) changed: bool,
 }
@@ -40,6 +40,11 @@ impl Racks {
         self.known[usize::from(rack)].name.as_ref()
     }
 
+    /// Racks other than ours that anybody was seen in.
+    pub(super) fn others(&self) -> usize {
+        self.known.len() - 1
+    }
+
     /// The index of a rack; beyond 65,535 racks all are one.
     pub(super) fn index(&mut self, name: Option<&RackName>) -> u16 {
         if let Some(at) = self.known.iter().position(|rack| rack.name.as_ref() == name) {
@@ -54,6 +59,10 @@ impl Racks {
 
     pub(super) fn seen_word(&self, rack: u16, at: usize) -> usize {
         self.known[usize::from(rack)].seen.get(at).copied().unwrap_or(0)
+    }
+
+    pub(super) fn has_seen(&self, rack: u16, piece: u32) -> bool {
+        self.seen_word(rack, (piece / WIDTH) as usize) & (1 << (piece % WIDTH)) != 0
     }
 
     pub(super) fn see(&mut self, rack: u16, piece: u32, pieces: u32) {
@@ -81,10 +90,11 @@ impl Racks {
     }
 }
 
-/// The lanes as a mask for machine words of pieces: piece p is in lane
-/// p mod 32, and words are as wide as a multiple of that.
-pub(super) fn lane_mask(lanes: u32) -> usize {
-    (0..WIDTH / u32::BITS).fold(0, |mask, half| mask | (lanes as usize) << (half * u32::BITS))
+/// The lanes as a mask for the machine word number `at` of pieces: piece p is
+/// in lane p mod 64.
+pub(super) fn lane_mask(lanes: u64, at: usize) -> usize {
+    let words = (LANES / WIDTH).max(1) as usize;
+    (lanes >> (at % words * WIDTH as usize)) as usize
 }
 
 impl Engine {
@@ -127,12 +137,13 @@ impl Engine {
             return;
         }
         self.racks.claimed = claimed;
+        self.has_room = true;
         let others = self.links.peers(|link| link.is_kin() && link.rack != self.racks.mine);
         others.into_iter().for_each(|peer| self.say(peer, RackMessage::Lanes { claimed }.into(), out));
     }
 
     /// A peer in another rack told its claim.
-    pub(super) fn claims_lanes(&mut self, peer: Peer, claimed: u32, out: &mut Vec<Output>) {
+    pub(super) fn claims_lanes(&mut self, peer: Peer, claimed: u64, out: &mut Vec<Output>) {
         if let Some(link) = self.links.get_mut(peer) {
             link.lanes = claimed;
             self.offer_anew(out);
@@ -155,10 +166,11 @@ mod tests {
     use crate::lanes::lane_of;
 
     #[test]
-    fn the_mask_of_lanes_repeats_through_a_word() {
-        let lanes = 0b1001_0000_0000_0000_0000_0000_0000_0110;
-        for piece in 0..WIDTH {
-            assert_eq!(lane_mask(lanes) & (1 << piece) != 0, lanes & (1 << lane_of(piece)) != 0, "{piece}");
+    fn each_word_of_pieces_has_its_mask_of_lanes() {
+        let lanes = 0x8000_0001_9000_0006;
+        for piece in 0..3 * LANES {
+            let word = lane_mask(lanes, (piece / WIDTH) as usize);
+            assert_eq!(word & (1 << (piece % WIDTH)) != 0, lanes & (1 << lane_of(piece)) != 0, "{piece}");
         }
     }
 
@@ -170,7 +182,6 @@ mod tests {
         assert_eq!((racks.index(None), racks.index(Some(&name("a")))), (racks.mine, a));
         assert_ne!(racks.index(Some(&name("b"))), a);
         racks.see(a, 69, 70);
-        let has_seen = |rack, piece: u32| racks.seen_word(rack, (piece / WIDTH) as usize) & (1 << (piece % WIDTH)) != 0;
-        assert!(has_seen(a, 69) && !has_seen(a, 68) && !has_seen(racks.mine, 69));
+        assert!(racks.has_seen(a, 69) && !racks.has_seen(a, 68) && !racks.has_seen(racks.mine, 69));
     }
 }

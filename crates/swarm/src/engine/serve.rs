@@ -80,7 +80,7 @@ impl Engine {
     }
 
     pub(super) fn feed_uplink(&mut self, out: &mut Vec<Output>) {
-        while let Some((at, block)) = self.uplink.next(&mut self.links, self.now) {
+        while let Some((at, block)) = self.uplink.next(&mut self.links, self.racks.mine, self.now) {
             let link = &self.links[at];
             out.push(Output::Send(link.peer, block));
             let stall = self.uplink.stalls_at(link);
@@ -97,7 +97,7 @@ impl Engine {
         link.count_sent(block.length);
         self.uplink.sent(link, block.length, self.now);
         self.ledger.sent(&party, block.length);
-        self.nearly_served(at);
+        self.may_take_again(at);
         self.feed_uplink(out);
     }
 

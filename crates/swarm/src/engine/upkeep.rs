@@ -76,7 +76,7 @@ impl Engine {
     fn check_uplink(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let Some(link) = self.links.get_mut(peer) else { return };
         if self.uplink.stalls_at(link) <= self.now {
-            self.uplink.stalled(link, self.now);
+            self.uplink.stalls(link);
             self.feed_uplink(out);
         }
     }
@@ -93,7 +93,9 @@ impl Engine {
     /// speak; who speaks and still does not send is a liar.
     fn kin_owes(&mut self, peer: Peer, out: &mut Vec<Output>) {
         let Some(link) = self.links.get_mut(peer) else { return };
-        let piece = link.outstanding.first().map_or(0, |run| run.piece);
+        let Some(piece) = link.outstanding.first().map(|run| run.piece) else {
+            return self.kin_leave_open(peer, out);
+        };
         link.strikes = link.strikes.saturating_add(1);
         link.snubbed = true;
         if link.strikes >= KIN_STRIKES && link.heard > link.asked_at {
@@ -102,6 +104,16 @@ impl Engine {
         self.cancel_all_of(peer, out);
         self.pull_orphans(out);
         self.refill_all(out);
+    }
+
+    /// What is taken back is answered too (BEP 6).
+    fn kin_leave_open(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        let Some(link) = self.links.get_mut(peer) else { return };
+        let Some(piece) = link.leaves_open() else { return };
+        if link.heard > link.owed_since {
+            return self.drop_peer(peer, Why::NeverAnswers(piece), out);
+        }
+        link.owed_since = self.now;
     }
 
     /// A foreign client that owes us and does not answer loses its requests,
@@ -173,18 +185,22 @@ impl Engine {
         let choker = if foreign { self.choker.deadline().into() } else { Time::MAX };
         let roster = if self.racks.changed && self.kin > 0 { self.now + ROSTER_SETTLES } else { Time::MAX };
         let sooner = links.min(herald).min(book).min(choker).min(roster);
-        sooner.min(self.next_exchange).min(self.starves_at()).min(self.offers_due())
+        sooner.min(self.next_exchange).min(self.news_due).min(self.starves_at()).min(self.offers_due())
     }
 
     fn link_due(&self, link: &Link) -> Time {
         let introduction = if link.kind == Kind::Unknown { link.since + INTRODUCTION } else { Time::MAX };
         let silence = self.policy.silent_after(link).min(self.policy.speaks_at(link)).min(introduction);
-        self.debts_due(link).min(self.uplink.stalls_at(link)).min(self.offer_expires(link)).min(silence)
+        self.debts_due(link).min(self.uplink.stalls_at(link)).min(Self::offer_expires(link)).min(silence)
     }
 
     fn debts_due(&self, link: &Link) -> Time {
         if link.is_kin() {
-            return if link.outstanding.is_empty() { Time::MAX } else { link.owed_since + self.kin_patience() };
+            return match (link.outstanding.is_empty(), link.leaves_open()) {
+                (false, _) => link.owed_since + self.kin_patience(),
+                (true, Some(_)) => link.owed_since + 2 * self.kin_patience(),
+                (true, None) => Time::MAX,
+            };
         }
         if link.owes() { link.owed_since + self.policy.request_timeout } else { Time::MAX }
     }

@@ -97,16 +97,16 @@ impl Swarm {
 
     /// The lanes that a member holds, as a set; none where there is nothing to
     /// let in.
-    fn lanes_of(&mut self, slot: u32, cell: u32) -> u32 {
+    fn lanes_of(&mut self, slot: u32, cell: u32) -> u64 {
         if self.inhabited.len() < 2 && self.seeds.is_empty() {
             return 0;
         }
-        let holds = |(lane, holders): (usize, &[u32; 2])| u32::from(holders[0] == slot) << lane;
+        let holds = |(lane, holders): (usize, &[u32; 2])| u64::from(holders[0] == slot) << lane;
         self.table_of(cell).iter().enumerate().map(holds).sum()
     }
 
     /// Holders of these lanes in other racks.
-    fn crossings(&mut self, slot: u32, cell: u32, lanes: u32, chance: &mut Chance) -> BTreeSet<u32> {
+    fn crossings(&mut self, slot: u32, cell: u32, lanes: u64, chance: &mut Chance) -> BTreeSet<u32> {
         let mut racks = self.other_racks(cell, chance);
         let mut lanes: Vec<usize> = (0..LANES as usize).filter(|lane| lanes & 1 << lane != 0).collect();
         let mut places = if lanes.len() * racks.len() < FEW_CROSSINGS { 2 } else { 1 };
@@ -138,7 +138,7 @@ impl Swarm {
     }
 
     /// Seeds with room for one more, or that this member's rack or lanes need.
-    fn tell_of_seeds(&mut self, slot: u32, cell: u32, lanes: u32, policy: &TrackerPolicy) -> Vec<u32> {
+    fn tell_of_seeds(&mut self, slot: u32, cell: u32, lanes: u64, policy: &TrackerPolicy) -> Vec<u32> {
         let crosses = self.inhabited.len() > 1 || self.cells[cell as usize].name.is_some();
         let share = policy.seed_fans / self.inhabited.len().max(1);
         let mut told = Vec::new();
@@ -162,10 +162,10 @@ impl Swarm {
     }
 
     /// The rack has fewer fans than its share, or a lane too few in all racks.
-    fn is_needed(&self, seed: usize, cell: u32, lanes: u32, share: usize) -> bool {
+    fn is_needed(&self, seed: usize, cell: u32, lanes: u64, share: usize) -> bool {
         let fans = &self.seeds[seed].fans;
         let mates = fans.iter().filter(|fan| self.cell_of(fan.slot) == Some(cell)).count();
-        let lacks = |lane: u32| fans.iter().filter(|fan| fan.lanes & lane != 0).count() < LANE_FANS;
+        let lacks = |lane: u64| fans.iter().filter(|fan| fan.lanes & lane != 0).count() < LANE_FANS;
         mates < share || (0..LANES).any(|lane| lanes & 1 << lane != 0 && lacks(1 << lane))
     }
 

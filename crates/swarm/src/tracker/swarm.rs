@@ -93,7 +93,7 @@ pub(super) struct Seed {
 pub(super) struct Fan {
     pub(super) slot: u32,
     /// The lanes it held then.
-    pub(super) lanes: u32,
+    pub(super) lanes: u64,
 }
 
 impl Swarm {

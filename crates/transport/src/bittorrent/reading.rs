@@ -384,7 +384,7 @@ mod tests {
     }
 
     fn hello() -> Message {
-        let hello = RackHello { rack: None, max_request_bytes: PIECE, zstd: true };
+        let hello = RackHello { rack: None, max_request_bytes: PIECE, offers: false, zstd: true };
         ExtensionHandshake { rack: Some(hello), ..ExtensionHandshake::default() }.into()
     }
 

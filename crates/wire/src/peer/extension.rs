@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(read, ExtensionHandshake { client: Some("ab".to_owned()), ..ExtensionHandshake::default() });
 
         let hello = |body: &[u8]| ExtensionHandshake::decode(body).unwrap().rack.unwrap();
-        let least = RackHello { rack: None, max_request_bytes: 16384, zstd: false };
+        let least = RackHello { rack: None, max_request_bytes: 16384, offers: false, zstd: false };
         assert_eq!(hello(b"d9:rackswarmdee"), least);
         assert_eq!(hello(b"d9:rackswarmd11:max_requesti1e4:rack1:\x004:zstdi2eee"), least);
         let most = hello(b"d9:rackswarmd11:max_requesti4294967295e4:rack2:r74:zstdi1eee");
@@ -138,12 +138,17 @@ mod tests {
             request_queue: Some(500),
             metadata_bytes: Some(31235),
             listen_port: Some(6881),
-            rack: Some(RackHello { rack: Some(RackName::new("r7").unwrap()), max_request_bytes: 1 << 20, zstd: true }),
+            rack: Some(RackHello {
+                rack: Some(RackName::new("r7").unwrap()),
+                max_request_bytes: 1 << 20,
+                offers: true,
+                zstd: true,
+            }),
         };
         let mut out = Vec::new();
         ours.put(&mut out);
         let text = "d1:md9:rackswarmi3e11:ut_metadatai2e6:ut_pexi1ee13:metadata_sizei31235e1:pi6881e\
-                    9:rackswarmd11:max_requesti1048576e4:rack2:r74:zstdi1ee4:reqqi500e1:v9:Rackswarme";
+                    9:rackswarmd11:max_requesti1048576e6:offersi1e4:rack2:r74:zstdi1ee4:reqqi500e1:v9:Rackswarme";
         assert_eq!(String::from_utf8(out).unwrap(), text);
         assert_eq!(ExtensionHandshake::decode(text.as_bytes()), Ok(ours));
     }

@@ -274,9 +274,12 @@ mod tests {
             (Message::HashRequest(range()), hashes(21, 49)),
             (Message::Hashes(range(), vec![[9; 32]; 4]), [hashes(22, 177), vec![9; 128]].concat()),
             (Message::HashReject(range()), hashes(23, 49)),
-            (RackMessage::Decline { piece: 258, inbound: 9 }.into(), vec![0, 0, 0, 8, 20, 3, 0, 0, 0, 1, 2, 9]),
-            (RackMessage::Have { piece: 258, inbound: 9 }.into(), vec![0, 0, 0, 8, 20, 3, 1, 0, 0, 1, 2, 9]),
-            (RackMessage::Lanes { claimed: 0x8000_0001 }.into(), vec![0, 0, 0, 7, 20, 3, 2, 0x80, 0, 0, 1]),
+            (RackMessage::Decline { piece: 258 }.into(), vec![0, 0, 0, 7, 20, 3, 0, 0, 0, 1, 2]),
+            (RackMessage::Have { piece: 258, backlog: 9 }.into(), vec![0, 0, 0, 8, 20, 3, 1, 0, 0, 1, 2, 9]),
+            (
+                RackMessage::Lanes { claimed: 1 << 63 | 1 }.into(),
+                vec![0, 0, 0, 11, 20, 3, 2, 0x80, 0, 0, 0, 0, 0, 0, 1],
+            ),
         ];
         for (message, bytes) in table {
             assert_eq!(encoded(&message), bytes, "{message:?}");
@@ -452,11 +455,12 @@ mod tests {
                 Box::new(HashRange { pieces_root, base_layer, index: index * length, length, proof_layers })
             },
         );
-        let rack = (any::<u32>(), any::<u8>(), 0..3).prop_map(|(piece, inbound, kind)| match kind {
-            0 => RackMessage::Decline { piece, inbound },
-            1 => RackMessage::Have { piece, inbound },
-            _ => RackMessage::Lanes { claimed: piece },
-        });
+        let rack =
+            (any::<u64>(), any::<u32>(), any::<u8>(), 0..3).prop_map(|(claimed, piece, backlog, kind)| match kind {
+                0 => RackMessage::Decline { piece },
+                1 => RackMessage::Have { piece, backlog },
+                _ => RackMessage::Lanes { claimed },
+            });
         let metadata = (0u32..64, 0usize..=16384, 0..3).prop_map(|(piece, bytes, kind)| match kind {
             0 => MetadataMessage::Request { piece },
             1 => MetadataMessage::Reject { piece },
@@ -476,8 +480,8 @@ mod tests {
         );
         let id = || proptest::option::of(1u8..);
         let ids = (id(), id(), id()).prop_map(|(pex, metadata, rack)| ExtensionIds { pex, metadata, rack });
-        let hello = (a_rack(), BLOCK_BYTES..=64 << 20, any::<bool>())
-            .prop_map(|(rack, max_request_bytes, zstd)| RackHello { rack, max_request_bytes, zstd });
+        let hello = (a_rack(), BLOCK_BYTES..=64 << 20, any::<bool>(), any::<bool>())
+            .prop_map(|(rack, max_request_bytes, offers, zstd)| RackHello { rack, max_request_bytes, offers, zstd });
         let number = || proptest::option::of(any::<u32>());
         let client = proptest::option::of("[^\\pC]{0,30}");
         let hello = proptest::option::of(hello);

@@ -9,7 +9,7 @@ use super::{BLOCK_BYTES, PeerError, u32_at};
 use crate::bencode::{Dictionary, Value};
 
 /// Number of lanes: piece p travels between racks in lane p mod `LANES`.
-pub const LANES: u32 = 32;
+pub const LANES: u32 = 64;
 
 /// Longest range that one request of our own kind may name: the largest piece.
 pub const MAX_REQUEST_BYTES: u32 = 64 << 20;
@@ -88,6 +88,9 @@ pub struct RackHello {
     /// Longest range that it serves as one request: 16 KiB to
     /// [`MAX_REQUEST_BYTES`].
     pub max_request_bytes: u32,
+    /// It chooses itself which piece goes to whom, and suggests it (BEP 6): a
+    /// seed, whose pieces nobody else has. Nobody need ask it for any.
+    pub offers: bool,
     /// It can unpack [`super::Frame::Packed`].
     pub zstd: bool,
 }
@@ -98,6 +101,7 @@ impl RackHello {
         RackHello {
             rack: dictionary.get("rack").and_then(Value::as_bytes).and_then(RackName::from_bytes),
             max_request_bytes: number("max_request").unwrap_or(BLOCK_BYTES).clamp(BLOCK_BYTES, MAX_REQUEST_BYTES),
+            offers: number("offers") == Some(1),
             zstd: number("zstd") == Some(1),
         }
     }
@@ -106,34 +110,32 @@ impl RackHello {
 pub(super) fn to_dictionary(hello: &RackHello) -> Value<'_> {
     let mut pairs = vec![
         (b"max_request".as_slice(), Value::Integer(hello.max_request_bytes.into())),
+        (b"offers", Value::Integer(hello.offers.into())),
         (b"zstd", Value::Integer(hello.zstd.into())),
     ];
     pairs.extend(hello.rack.as_ref().map(|rack| (b"rack".as_slice(), Value::Bytes(rack.as_str().as_bytes()))));
     Value::Dictionary(Dictionary::new(pairs))
 }
 
-/// A message among our own kind. `inbound` is how much the sender is about to
-/// receive: accepted transfers that are not done yet.
+/// A message among our own kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RackMessage {
     /// I shall not fetch the piece that you suggested.
     Decline {
         /// Index of the piece.
         piece: u32,
-        /// Transfers accepted and not done.
-        inbound: u8,
     },
     /// I have this piece, verified; in place of the `have` of BEP 3.
     Have {
         /// Index of the piece.
         piece: u32,
-        /// Transfers accepted and not done.
-        inbound: u8,
+        /// What is asked of the sender and not sent, in pieces; 255 for more.
+        backlog: u8,
     },
     /// For my rack I take these lanes across.
     Lanes {
         /// Bit l stands for lane l.
-        claimed: u32,
+        claimed: u64,
     },
 }
 
@@ -143,30 +145,38 @@ impl RackMessage {
         let wrong = || PeerError::extension(NAME, format!("{} bytes", body.len()));
         let (&kind, body) = body.split_first().ok_or_else(wrong)?;
         let expected_bytes = match kind {
-            DECLINE | HAVE => 5,
-            LANES_CLAIMED => 4,
+            DECLINE => 4,
+            HAVE => 5,
+            LANES_CLAIMED => 8,
             _ => return Ok(None),
         };
         if body.len() != expected_bytes {
             return Err(wrong());
         }
-        let number = u32_at(body, 0);
+        let piece = u32_at(body, 0);
         Ok(Some(match kind {
-            DECLINE => RackMessage::Decline { piece: number, inbound: body[4] },
-            HAVE => RackMessage::Have { piece: number, inbound: body[4] },
-            _ => RackMessage::Lanes { claimed: number },
+            DECLINE => RackMessage::Decline { piece },
+            HAVE => RackMessage::Have { piece, backlog: body[4] },
+            _ => RackMessage::Lanes { claimed: u64::from(piece) << 32 | u64::from(u32_at(body, 4)) },
         }))
     }
 
     pub(super) fn put(self, out: &mut Vec<u8>) {
-        let (kind, number, inbound) = match self {
-            RackMessage::Decline { piece, inbound } => (DECLINE, piece, Some(inbound)),
-            RackMessage::Have { piece, inbound } => (HAVE, piece, Some(inbound)),
-            RackMessage::Lanes { claimed } => (LANES_CLAIMED, claimed, None),
-        };
-        out.push(kind);
-        out.extend_from_slice(&number.to_be_bytes());
-        out.extend(inbound);
+        match self {
+            RackMessage::Decline { piece } => {
+                out.push(DECLINE);
+                out.extend_from_slice(&piece.to_be_bytes());
+            }
+            RackMessage::Have { piece, backlog } => {
+                out.push(HAVE);
+                out.extend_from_slice(&piece.to_be_bytes());
+                out.push(backlog);
+            }
+            RackMessage::Lanes { claimed } => {
+                out.push(LANES_CLAIMED);
+                out.extend_from_slice(&claimed.to_be_bytes());
+            }
+        }
     }
 }
 
@@ -189,7 +199,7 @@ mod tests {
     #[test]
     fn kinds_to_come_are_passed_over_and_wrong_sizes_refused() {
         assert_eq!(RackMessage::decode(&[4, 1, 2, 3]), Ok(None));
-        for bad in [[].as_slice(), &[0, 1, 2, 3, 4], &[1, 1, 2, 3, 4, 5, 6], &[2, 1, 2, 3]] {
+        for bad in [[].as_slice(), &[0, 1, 2, 3], &[1, 1, 2, 3, 4, 5, 6], &[2, 1, 2, 3]] {
             assert!(matches!(RackMessage::decode(bad), Err(PeerError::Extension { .. })), "{bad:?}");
         }
     }
