@@ -326,7 +326,9 @@ impl Foreign {
         let (peer, has) = (self.links[at].peer, &self.links[at].has);
         let open = |begun: &Begun| has.contains(begun.piece) && begun.missing.iter().any(|(_, asked)| !asked);
         let mine = self.begun.iter().position(|begun| begun.peer == Some(peer) && open(begun));
-        let any = mine.or_else(|| self.begun.iter().position(|begun| begun.peer.is_none() && open(begun)));
+        // Nothing of it is asked: whoever began it is choking us, or gone.
+        let idle = |begun: &Begun| begun.peer.is_none() || begun.missing.iter().all(|(_, asked)| !asked);
+        let any = mine.or_else(|| self.begun.iter().position(|begun| idle(begun) && open(begun)));
         let begun = match any {
             Some(begun) => begun,
             None => self.begin(at)?,

@@ -81,7 +81,7 @@ impl Uplink {
     /// piece: what goes out while it answers.
     pub(crate) fn lead(&self) -> u64 {
         let product = 2 * bytes_in(self.latency, self.rate.known());
-        product.max(AHEAD_BYTES).min(MAX_LEAD_BYTES).max(2 * u64::from(self.part))
+        product.clamp(AHEAD_BYTES, MAX_LEAD_BYTES).max(2 * u64::from(self.part))
     }
 
     /// Fewer are served, or about to be, than may be side by side.
