@@ -34,7 +34,7 @@ pub(crate) enum Kind {
     /// Another client, or one of ours that does not cooperate: it pulls, we
     /// pull, and slots are given tit for tat.
     Foreign,
-    /// One of ours: senders schedule.
+    /// One of ours: everybody serves everybody, and seeds choose what they send.
     Kin,
 }
 

@@ -9,8 +9,8 @@ pub enum ChokerKind {
     /// `Cooperative` when our own tracker says so, or when the torrent is
     /// private and was made by us; else `TitForTat`.
     Auto,
-    /// Among our own kind senders schedule: for swarms whose nodes all belong
-    /// to one owner. Other clients still get their slots tit for tat.
+    /// Among our own kind everybody serves everybody: for swarms whose nodes all
+    /// belong to one owner. Other clients still get their slots tit for tat.
     Cooperative,
     /// BEP 3 with everybody: a few slots for those who give most, one of them
     /// by chance.
