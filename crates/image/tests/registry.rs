@@ -86,9 +86,9 @@ fn a_raw_disk_is_imported_sparse_and_its_digest_is_coreutils() {
     assert_eq!(fs::read(image.disk_path()).unwrap(), fs::read(&source).unwrap());
     assert!(image.stored_bytes().unwrap() < 4 << 20, "{} bytes stored", image.stored_bytes().unwrap());
     assert!(fs::metadata(image.disk_path()).unwrap().mode() & 0o222 == 0, "never written again");
-    // 768 pieces of 32 KiB; data in 96 + 3 + 1 of them.
-    assert_eq!(image.manifest.piece_count(), 768);
-    assert_eq!(image.manifest.zero_pieces().count_ones(..), 668);
+    // 1536 pieces of 16 KiB; data in 192 + 5 + 1 of them.
+    assert_eq!(image.manifest.piece_count(), 1536);
+    assert_eq!(image.manifest.zero_pieces().count_ones(..), 1338);
     bench.assert_only(&["debian"]);
 
     let again = bench.registry.get(&"debian".parse().unwrap()).unwrap();
@@ -338,7 +338,7 @@ fn damage_is_found_and_listed_not_hidden() {
     let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
     file.write_all_at(&[0x77], 5 << 20).unwrap();
     let outcome = bench.registry.verify(&name, &mut no_progress);
-    assert!(matches!(outcome, Err(Error::CorruptPieces { count: 1, first: 160, .. })), "{outcome:?}");
+    assert!(matches!(outcome, Err(Error::CorruptPieces { count: 1, first: 320, .. })), "{outcome:?}");
 
     file.set_len(1 << 20).unwrap();
     let entries = bench.registry.list().unwrap();
@@ -364,7 +364,7 @@ fn the_torrent_names_the_same_swarm_with_and_without_trackers() {
     assert_eq!(from_torrent.digest(), None);
     assert_eq!(from_torrent.pieces(), image.manifest.pieces());
     assert_eq!(from_torrent.infohash_v2(), served.v2());
-    let piece = fs::read(image.disk_path()).unwrap()[..32 << 10].to_vec();
+    let piece = fs::read(image.disk_path()).unwrap()[..16 << 10].to_vec();
     assert_eq!(from_torrent.verify(0, piece.clone()).unwrap().bytes(), piece);
 }
 

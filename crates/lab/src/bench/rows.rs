@@ -68,7 +68,7 @@ impl Task {
             name: "ten",
             plan: fabric(1, 10, 100 * MBIT, 0),
             bytes: 128 * MIB,
-            piece_bytes: 256 * KIB,
+            piece_bytes: 128 * KIB,
             content: Content::Random,
             course: Course::Plain,
             beside: Beside::Chain,
@@ -144,7 +144,7 @@ pub struct Row {
 pub fn all() -> Vec<Row> {
     let ten = Task::ten();
     let plan = fabric(5, 10, 20 * MBIT, 40 * MBIT);
-    let racks = Task { name: "racks", plan, bytes: 32 * MIB, piece_bytes: 128 * KIB, ..ten };
+    let racks = Task { name: "racks", plan, bytes: 32 * MIB, piece_bytes: 64 * KIB, ..ten };
     vec![
         Row {
             id: "a",

@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(out, []);
         let theirs = ExtensionIds { rack: Some(200), ..ExtensionIds::NONE };
         Message::from(RackMessage::Lanes { claimed: 1 }).encode(&theirs, &mut out);
-        assert_eq!(out, [0, 0, 0, 7, 20, 200, 2, 0, 0, 0, 1]);
+        assert_eq!(out, [0, 0, 0, 11, 20, 200, 2, 0, 0, 0, 0, 0, 0, 0, 1]);
     }
 
     #[test]
@@ -406,7 +406,7 @@ mod tests {
             stream.push(id);
             assert_eq!(decoder().decode(&stream), Err(PeerError::WrongSize { id, length }));
         }
-        for short in [[0, 0, 0, 7, 20, 3, 0, 0, 0, 0, 0].as_slice(), &[0, 0, 0, 2, 20, 3]] {
+        for short in [[0, 0, 0, 7, 20, 3, 1, 0, 0, 0, 0].as_slice(), &[0, 0, 0, 2, 20, 3]] {
             assert!(matches!(decoder().decode(short), Err(PeerError::Extension { .. }) | Ok(None)));
         }
     }
