@@ -66,17 +66,37 @@ pub(crate) fn build_rackswarm(profile: &str) -> Result<()> {
     run::must(cargo().args(["build", "--locked", "-p", "rackswarm", "--profile", profile]))
 }
 
-/// libtorrent from its registry, in a Python environment of its own, where the tests look for it.
-pub(crate) fn install_libtorrent(places: &Places) -> Result<()> {
-    let folder = places.target.join("libtorrent-venv");
-    let python = folder.join("bin/python");
-    let present = Command::new(&python).args(["-c", "import libtorrent"]).stderr(Stdio::null()).status();
-    if present.is_ok_and(|status| status.success()) {
-        return Ok(());
-    }
-    run::must(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "libtorrent>=2,<3"];
-    run::must(Command::new(python).args(pip))
+/// A Python environment of the tests: its folder in `target`, what must be importable, what installs it.
+struct PythonEnvironment {
+    folder: &'static str,
+    imports: &'static str,
+    requirements: &'static [&'static str],
+}
+
+const PYTHON_ENVIRONMENTS: &[PythonEnvironment] = &[
+    // The client that judges torrents of version 2.
+    PythonEnvironment { folder: "libtorrent-venv", imports: "import libtorrent", requirements: &["libtorrent>=2,<3"] },
+    // A cloud's query API, and a Redfish server before libvirt (whose binding is a Debian package).
+    PythonEnvironment {
+        folder: "power-venv",
+        imports: "import moto.server, sushy_tools, libvirt",
+        requirements: &["moto[ec2,server]==5.2.5", "sushy-tools==2.2.0"],
+    },
+];
+
+/// Counterparts of the tests that are Python programs, each set in an environment where the tests look for it.
+pub(crate) fn install_python_programs(places: &Places) -> Result<()> {
+    PYTHON_ENVIRONMENTS.iter().try_for_each(|environment| {
+        let folder = places.target.join(environment.folder);
+        let python = folder.join("bin/python");
+        let present = Command::new(&python).args(["-c", environment.imports]).stderr(Stdio::null()).status();
+        if present.is_ok_and(|status| status.success()) {
+            return Ok(());
+        }
+        run::must(Command::new("python3").args(["-m", "venv", "--system-site-packages"]).arg(&folder))?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        run::must(Command::new(python).args(pip).args(environment.requirements))
+    })
 }
 
 /// Builds the static agent and returns its path.

@@ -50,7 +50,7 @@ pub(crate) fn command(mut arguments: Arguments) -> Result<Ended> {
     let start = Instant::now();
     let places = Places::find()?;
     step("Debian packages", || packages::install(For::Tests))?;
-    step("libtorrent", || prepare::install_libtorrent(&places))?;
+    step("Python programs", || prepare::install_python_programs(&places))?;
     let runner = Runner::find();
     let mut summary = Vec::new();
     let mut ended = Ended::SUCCESS;

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod outputs;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use outputs::drops;
 use proptest::prelude::*;
 use rackswarm_swarm::policy::ChokerKind;
 use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
@@ -125,14 +128,6 @@ fn requests(outputs: &[Output]) -> Vec<Block> {
         _ => None,
     };
     outputs.iter().filter_map(requested).collect()
-}
-
-fn drops(outputs: &[Output]) -> Vec<(Peer, Why)> {
-    let dropped = |output: &Output| match output {
-        Output::Drop(peer, why) => Some((*peer, *why)),
-        _ => None,
-    };
-    outputs.iter().filter_map(dropped).collect()
 }
 
 #[test]

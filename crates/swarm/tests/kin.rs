@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod outputs;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use outputs::drops;
 use rackswarm_swarm::lanes::{LANES, claims};
 use rackswarm_swarm::policy::ChokerKind;
 use rackswarm_swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side, Speaks, Verdict, Why};
@@ -156,14 +159,6 @@ fn declined(outputs: &[Output]) -> Vec<(Peer, u32)> {
         _ => None,
     };
     outputs.iter().filter_map(declined).collect()
-}
-
-fn drops(outputs: &[Output]) -> Vec<(Peer, Why)> {
-    let dropped = |output: &Output| match output {
-        Output::Drop(peer, why) => Some((*peer, *why)),
-        _ => None,
-    };
-    outputs.iter().filter_map(dropped).collect()
 }
 
 #[test]

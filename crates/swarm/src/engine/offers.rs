@@ -219,8 +219,11 @@ impl Engine {
     /// Who has nearly all that it asked for may be offered the next piece, and
     /// who has a piece more another one.
     pub(super) fn may_take_again(&mut self, at: usize) {
-        let useful = self.could_take(&self.links[at], self.uplink.lead());
-        if let Some(offering) = self.offering.as_mut().filter(|_| useful) {
+        // For every part sent and every piece of news: most nodes are no seeds.
+        if self.offering.is_none() || !self.could_take(&self.links[at], self.uplink.lead()) {
+            return;
+        }
+        if let Some(offering) = &mut self.offering {
             offering.barren_until = Time::ZERO;
         }
     }

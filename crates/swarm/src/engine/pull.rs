@@ -34,7 +34,6 @@ impl Engine {
         }
         self.pull_far(out);
         self.pull_near(out);
-        self.has_room = false;
     }
 
     fn pull_near(&mut self, out: &mut Vec<Output>) {
