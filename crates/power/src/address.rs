@@ -14,6 +14,7 @@ pub struct Address {
     scheme: String,
     carrier: Option<String>,
     place: String,
+    query: String,
     options: BTreeMap<String, String>,
     example: &'static str,
 }
@@ -33,6 +34,7 @@ impl Address {
             scheme: scheme.to_owned(),
             carrier,
             place: place.to_owned(),
+            query: query.to_owned(),
             options: BTreeMap::new(),
             example: "",
         };
@@ -91,6 +93,28 @@ impl Address {
     /// Takes the value of `key`, if there is one.
     pub fn take(&mut self, key: &str) -> Option<String> {
         self.options.remove(key)
+    }
+
+    /// Looks at the value of `key` without taking it.
+    pub(crate) fn peek(&self, key: &str) -> Option<&str> {
+        self.options.get(key).map(String::as_str)
+    }
+
+    /// The options as they were given, without some: what a set hands on to the addresses of its machines.
+    pub(crate) fn options_without(&self, left_out: &[&str]) -> String {
+        let kept = |pair: &&str| !pair.is_empty() && !left_out.contains(&pair.split('=').next().unwrap_or_default());
+        self.query.split('&').filter(kept).collect::<Vec<_>>().join("&")
+    }
+
+    /// `user@host:port` of a driver that has a server; the whole place when it is none.
+    pub(crate) fn controller(&self, port: u16) -> String {
+        match self.server(port) {
+            Ok(server) => match &server.user {
+                Some(user) => format!("{user}@{server}"),
+                None => server.to_string(),
+            },
+            Err(_) => self.place.clone(),
+        }
     }
 
     /// Splits the place `//user@host:port/path`; IPv6 addresses stand in brackets.

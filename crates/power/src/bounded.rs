@@ -49,6 +49,10 @@ impl PowerDriver for Bounded {
         Box::pin(self.deadline.within("cycle", self.inner.cycle()))
     }
 
+    fn reset(&self) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(self.deadline.within("reset", self.inner.reset()))
+    }
+
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(self.deadline.within("boot_next", self.inner.boot_next(device)))
     }

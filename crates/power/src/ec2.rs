@@ -26,6 +26,10 @@ pub(crate) const DRIVER: Driver = Driver {
            credentials_file=/path (needed) attempts=1..10 call_seconds=1..120 settle_seconds=1..600",
     example: "ec2+http://cloud.example:8773/i-0123456789abcdef0?region=lab&credentials_file=/etc/rackswarm/cloud",
     limit: Duration::from_secs(600),
+    controller: |address| address.controller(call::PORT),
+    at_once: 16,
+    network_boot: false,
+    by_hand: false,
     parse,
 };
 
@@ -111,6 +115,16 @@ impl PowerDriver for Machine {
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async {
             self.switch("StopInstances", &[("Force", "true")], State::Off).await?;
+            self.switch("StartInstances", &[], State::On).await?;
+            Ok(Outcome::Done)
+        })
+    }
+
+    fn reset(&self) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(async {
+            if self.power_state().await? == State::On {
+                self.cloud.ask("RebootInstances", &[("InstanceId.1".to_owned(), self.id.clone())]).await?;
+            }
             self.switch("StartInstances", &[], State::On).await?;
             Ok(Outcome::Done)
         })

@@ -22,6 +22,14 @@ pub enum Error {
         /// The schemes there are.
         known: String,
     },
+    /// No row of the table of sets has this scheme.
+    #[error("no kind of set is called as in `{address}`; an address is `KIND:...`, and the kinds are {known}")]
+    UnknownSet {
+        /// The address as given.
+        address: String,
+        /// The schemes there are.
+        known: String,
+    },
     /// A driver could not read its address.
     #[error("power address `{address}`: {why}; an example is `{example}`")]
     Address {
@@ -35,7 +43,7 @@ pub enum Error {
     /// The operation was given up at its deadline.
     #[error("{operation} of `{address}` did not finish within {} s; is its controller reachable? (`limit_seconds=` in the address changes the limit)", limit.as_secs_f32())]
     Deadline {
-        /// What was asked: `state`, `on`, `off`, `cycle`, `boot_next`.
+        /// What was asked: `state`, `on`, `off`, `cycle`, `reset`, `boot_next`.
         operation: &'static str,
         /// The machine's address.
         address: String,
@@ -65,7 +73,9 @@ impl Error {
     pub fn advice(&self) -> Advice {
         match self {
             Error::Deadline { .. } | Error::Transient { .. } => Advice::Retry,
-            Error::UnknownScheme { .. } | Error::Address { .. } | Error::Refused { .. } => Advice::Refuse,
+            Error::UnknownScheme { .. } | Error::UnknownSet { .. } | Error::Address { .. } | Error::Refused { .. } => {
+                Advice::Refuse
+            }
         }
     }
 

@@ -36,6 +36,10 @@ pub(crate) const DRIVER: Driver = Driver {
            login_window_seconds=1..86400",
     example: "fake:node1?latency_ms=50&fail=2",
     limit: Duration::from_secs(10),
+    controller: |address| address.place().to_owned(),
+    at_once: 1,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 
@@ -188,7 +192,7 @@ impl Machine {
 }
 
 /// A number that depends on all bits of both and on nothing else (SplitMix64 over FNV-1a).
-fn mix(name: &str, call: u64) -> u64 {
+pub(crate) fn mix(name: &str, call: u64) -> u64 {
     let seed = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

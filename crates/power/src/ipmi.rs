@@ -28,6 +28,10 @@ pub(crate) const DRIVER: Driver = Driver {
            login_attempts=1..5 login_window_seconds=1..86400",
     example: "ipmi://admin@bmc7.example:623?password_file=/etc/rackswarm/bmc-password",
     limit: Duration::from_secs(120),
+    controller: |address| address.controller(PORT),
+    at_once: 1,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 
@@ -110,6 +114,14 @@ impl Ipmi {
     /// and some controllers refuse it while the machine is off.
     async fn restart(&self) -> Result<()> {
         self.switch("off", State::Off).await?;
+        self.switch("on", State::On).await
+    }
+
+    async fn reset(&self) -> Result<()> {
+        if self.power_state().await? != State::On {
+            return self.restart().await;
+        }
+        self.ask(&["chassis", "power", "reset"]).await?;
         self.switch("on", State::On).await
     }
 
@@ -351,6 +363,10 @@ impl PowerDriver for Ipmi {
 
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async { self.gate().done(self.restart()).await })
+    }
+
+    fn reset(&self) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(async { self.gate().done(self.reset()).await })
     }
 
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {

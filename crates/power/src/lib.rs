@@ -46,7 +46,7 @@ use serde::{Deserialize, Serialize};
 pub use address::{Address, Server};
 pub use error::{Advice, Error};
 pub use gate::{Counts, controllers};
-pub use set::{Image, Kind, Resource, ResourceSet, SETS, Set, Source, Wish, open_set};
+pub use set::{Image, Kind, Resource, ResourceSet, SETS, Set, Source, Wish, open_set, set_address};
 
 /// What a driver answers.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -77,6 +77,12 @@ pub trait PowerDriver: Send + Sync {
     fn off(&self) -> BoxFuture<'_, Result<Outcome>>;
     /// Off and on again; a machine that is off is switched on.
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>>;
+    /// Starts a machine anew without taking its power, where its controller can do that; otherwise as [`Self::cycle`],
+    /// which also is what becomes of a machine that is off. That it is on afterwards is read back; no controller tells
+    /// for sure that it was started anew.
+    fn reset(&self) -> BoxFuture<'_, Result<Outcome>> {
+        self.cycle()
+    }
     /// Chooses the boot device of the next start only. The standing order (disk first) stays as it is.
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>>;
     /// What the next start will boot from, as far as the controller tells. After a start that used up a one-time order it
@@ -142,8 +148,34 @@ pub struct Driver {
     pub example: &'static str,
     /// How long one operation may take unless the address says `limit_seconds=`.
     pub limit: Duration,
+    /// What its machines share, by which their turns are taken: a management controller, a host, a cloud.
+    pub controller: fn(&Address) -> String,
+    /// How many operations such a controller takes at the same time.
+    pub at_once: usize,
+    /// Whether [`PowerDriver::boot_next`] can choose the network.
+    pub network_boot: bool,
+    /// Whether a person does it, and so takes a person's time.
+    pub by_hand: bool,
     /// Makes the driver out of its address.
     pub parse: fn(&mut Address) -> Result<Box<dyn PowerDriver>>,
+}
+
+/// What is known of a machine's power from its address alone: what may be asked of it, how long that may take, and
+/// whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The driver.
+    pub scheme: &'static str,
+    /// The controller, host or cloud behind the driver's name, as in [`Counts::controller`].
+    pub controller: String,
+    /// How many operations it takes at the same time.
+    pub at_once: usize,
+    /// The deadline of one operation, which [`open`] puts around the driver.
+    pub limit: Duration,
+    /// Whether the next start can be from the network.
+    pub network_boot: bool,
+    /// Whether a person does it.
+    pub by_hand: bool,
 }
 
 /// Opens the driver that `address` names. Nothing is contacted yet.
@@ -153,6 +185,32 @@ pub struct Driver {
 /// # Errors
 /// [`Error::UnknownScheme`] names the drivers there are; [`Error::Address`] says which part of the address is wrong.
 pub fn open(address: &str) -> Result<Box<dyn PowerDriver>> {
+    let (driver, mut parsed, limit) = read(address)?;
+    let address = parsed.shown().to_owned();
+    let inner = (driver.parse)(&mut parsed)?;
+    parsed.finish()?;
+    Ok(Box::new(Bounded { inner, deadline: Deadline { address, limit } }))
+}
+
+/// What is known of a machine's power from its address. Nothing is contacted, and options are not checked: [`open`]
+/// does that.
+///
+/// # Errors
+/// As [`open`], for what every address has.
+pub fn about(address: &str) -> Result<About> {
+    let (driver, parsed, limit) = read(address)?;
+    Ok(About {
+        scheme: driver.scheme,
+        controller: format!("{} {}", driver.scheme, (driver.controller)(&parsed)),
+        at_once: driver.at_once,
+        limit,
+        network_boot: driver.network_boot,
+        by_hand: driver.by_hand,
+    })
+}
+
+/// The driver's row, the address, and the deadline of one operation.
+fn read(address: &str) -> Result<(&'static Driver, Address, Duration)> {
     let mut parsed = Address::parse(address)?;
     let driver = DRIVERS
         .iter()
@@ -160,10 +218,7 @@ pub fn open(address: &str) -> Result<Box<dyn PowerDriver>> {
         .ok_or_else(|| Error::UnknownScheme { address: parsed.shown().to_owned(), known: schemes() })?;
     parsed.set_example(driver.example);
     let limit = parsed.number("limit_seconds", 1..=600)?.map_or(driver.limit, Duration::from_secs);
-    let address = parsed.shown().to_owned();
-    let inner = (driver.parse)(&mut parsed)?;
-    parsed.finish()?;
-    Ok(Box::new(Bounded { inner, deadline: Deadline { address, limit } }))
+    Ok((driver, parsed, limit))
 }
 
 /// The schemes of all drivers, for sentences.
@@ -218,6 +273,25 @@ mod tests {
         for row in DRIVERS {
             assert!(error.contains(row.scheme), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_tells_whose_turn_it_is_and_what_may_be_asked() {
+        for (address, controller, limit, network_boot) in [
+            ("redfish+http://admin@bmc7/redfish/v1/Systems/2?password_file=/p", "redfish admin@bmc7:80", 300, true),
+            ("redfish+http://admin@bmc7:80?password_file=/q&limit_seconds=90", "redfish admin@bmc7:80", 90, true),
+            ("ipmi://admin@[fd00::7]?password_file=/p", "ipmi admin@[fd00::7]:623", 120, true),
+            ("libvirt:web1", "libvirt qemu:///system", 180, true),
+            ("libvirt:web1?uri=qemu+ssh://h/system", "libvirt qemu+ssh://h/system", 180, true),
+            ("ec2+http://cloud/i-1?region=r&credentials_file=/p", "ec2 cloud:80", 600, false),
+            ("fake:n1?fail=1", "fake n1", 10, true),
+        ] {
+            let about = about(address).unwrap();
+            assert_eq!((about.controller.as_str(), about.limit.as_secs()), (controller, limit), "{address}");
+            assert_eq!(about.network_boot, network_boot, "{address}");
+        }
+        assert!(about("manual:").unwrap().by_hand && about("wol:52:54:00:00:00:01").unwrap().by_hand);
+        assert!(about("pigeon:x").is_err() && about("fake:x?limit_seconds=0").is_err());
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub(crate) const DRIVER: Driver = Driver {
            settle_seconds=1..120",
     example: "libvirt:web1?uri=qemu:///system",
     limit: Duration::from_secs(180),
+    controller: |address| address.peek("uri").unwrap_or(virsh::DEFAULT_URI).to_owned(),
+    at_once: 4,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 

@@ -11,6 +11,10 @@ pub(crate) const DRIVER: Driver = Driver {
     help: "asks a person; the text says where the machine stands",
     example: "manual:rack 3, unit 12",
     limit: Duration::from_secs(5),
+    controller: |address| address.place().to_owned(),
+    at_once: 1,
+    network_boot: true,
+    by_hand: true,
     parse,
 };
 

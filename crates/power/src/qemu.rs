@@ -29,6 +29,10 @@ pub(crate) const DRIVER: Driver = Driver {
     help: "a QEMU machine on this host, described by a TOML file",
     example: "qemu:/run/rackswarm-lab/node1/vm.toml",
     limit: Duration::from_secs(60),
+    controller: |address| address.place().to_owned(),
+    at_once: 1,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 

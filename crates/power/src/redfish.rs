@@ -32,6 +32,10 @@ pub(crate) const DRIVER: Driver = Driver {
            login_window_seconds=1..86400; the path names the system when the controller has several",
     example: "redfish+http://admin@bmc7.example/redfish/v1/Systems/1?password_file=/etc/rackswarm/bmc-password",
     limit: Duration::from_secs(300),
+    controller: |address| address.controller(PORT),
+    at_once: 1,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 
@@ -62,6 +66,8 @@ pub(crate) struct Redfish {
     task_limit: Duration,
     off_pause: Duration,
     budget: Budget,
+    /// The options as they were given, for the addresses of a set's machines.
+    options: String,
 }
 
 fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
@@ -98,6 +104,7 @@ impl Redfish {
             task_limit: seconds(address.number("task_seconds", 1..=600)?, 120),
             off_pause: seconds(address.number("off_seconds", 0..=60)?, 2),
             budget: Budget::take(address)?,
+            options: address.options_without(&["limit_seconds"]),
         })
     }
 
@@ -127,9 +134,9 @@ impl Redfish {
         }
     }
 
-    /// The power address of one of its systems, made from the address of the set.
+    /// The power address of one of its systems, made from the address of the set with its options.
     fn address_of(&self, path: &str) -> String {
-        format!("redfish+http://{}@{}{path}?password_file={}", self.user, self.server, self.password_file.display())
+        format!("redfish+http://{}@{}{path}?{}", self.user, self.server, self.options)
     }
 }
 
@@ -139,6 +146,7 @@ enum Ask {
     State,
     Switch(State),
     Cycle,
+    Reset,
     BootNext(BootDevice),
     NextBoot,
     Systems,
@@ -175,6 +183,10 @@ impl PowerDriver for Redfish {
         Box::pin(self.done(Ask::Cycle))
     }
 
+    fn reset(&self) -> BoxFuture<'_, Result<Outcome>> {
+        Box::pin(self.done(Ask::Reset))
+    }
+
     fn boot_next(&self, device: BootDevice) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(self.done(Ask::BootNext(device)))
     }
@@ -195,7 +207,8 @@ impl Resource {
         let text = |name: &str| system.get(name).and_then(serde_json::Value::as_str).unwrap_or("").trim().to_owned();
         Resource {
             id: text("Id"),
-            name: if text("HostName").is_empty() { text("Name") } else { text("HostName") },
+            // `Name` is what the maker calls it, often "System" for every one of them.
+            name: text("HostName"),
             kind: Kind::Physical,
             state: system::power_state(system),
             power: bmc.address_of(path),
@@ -211,6 +224,7 @@ pub(crate) const SET: Set = Set {
     help: "all systems behind one Redfish controller, such as the blades of a chassis; takes the driver's options",
     example: "redfish+http://admin@chassis3.example?password_file=/etc/rackswarm/bmc-password",
     limit: Duration::from_secs(300),
+    credentials: Some("password_file"),
     parse: |address| {
         let bmc = Redfish::parse(address)?;
         if bmc.system.is_some() {

@@ -8,10 +8,13 @@
 mod fake;
 mod machines;
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use fake::identity;
 
 use crate::bounded::Deadline;
 use crate::{Address, Error, Outcome, PowerDriver, Result, State};
@@ -168,6 +171,8 @@ pub struct Set {
     pub example: &'static str,
     /// How long one operation may take unless the address says `limit_seconds=`.
     pub limit: Duration,
+    /// The option that names the file with its secret, where it has one.
+    pub credentials: Option<&'static str>,
     /// Makes the set out of its address.
     pub parse: fn(&mut Address) -> Result<Box<dyn ResourceSet>>,
 }
@@ -185,17 +190,43 @@ impl std::fmt::Debug for Set {
 /// # Errors
 /// [`Error::UnknownScheme`] names the kinds there are; [`Error::Address`] says which part of the address is wrong.
 pub fn open_set(address: &str) -> Result<Box<dyn ResourceSet>> {
-    let mut parsed = Address::parse(address)?;
-    let row = SETS.iter().find(|row| row.scheme == parsed.scheme()).ok_or_else(|| Error::UnknownScheme {
-        address: parsed.shown().to_owned(),
-        known: SETS.iter().map(|row| row.scheme).collect::<Vec<_>>().join(", "),
-    })?;
-    parsed.set_example(row.example);
+    let (row, mut parsed) = row_of(address)?;
     let limit = parsed.number("limit_seconds", 1..=3600)?.map_or(row.limit, Duration::from_secs);
     let address = parsed.shown().to_owned();
     let inner = (row.parse)(&mut parsed)?;
     parsed.finish()?;
     Ok(Box::new(BoundedSet { inner, deadline: Deadline { address, limit } }))
+}
+
+/// An address with the file of its secret written into it as the option that its kind has for that. The whole is checked
+/// as [`open_set`] does.
+///
+/// # Errors
+/// As [`open_set`]; and when this kind of set has no secret, or the address names a file already.
+pub fn set_address(address: &str, credentials_file: Option<&Path>) -> Result<String> {
+    let (row, parsed) = row_of(address)?;
+    let whole = match (credentials_file, row.credentials) {
+        (None, _) => address.to_owned(),
+        (Some(_), None) => return Err(parsed.wrong(format!("a set of kind `{}` has no secret", row.scheme))),
+        (Some(_), Some(option)) if parsed.peek(option).is_some() => {
+            return Err(parsed.wrong(format!("it names a `{option}` already")));
+        }
+        (Some(file), Some(option)) => {
+            let joint = if address.contains('?') { '&' } else { '?' };
+            format!("{address}{joint}{option}={}", file.display())
+        }
+    };
+    open_set(&whole).map(|_| whole)
+}
+
+fn row_of(address: &str) -> Result<(&'static Set, Address)> {
+    let mut parsed = Address::parse(address)?;
+    let row = SETS.iter().find(|row| row.scheme == parsed.scheme()).ok_or_else(|| Error::UnknownSet {
+        address: parsed.shown().to_owned(),
+        known: SETS.iter().map(|row| row.scheme).collect::<Vec<_>>().join(", "),
+    })?;
+    parsed.set_example(row.example);
+    Ok((row, parsed))
 }
 
 /// The deadline around every operation of every set.
@@ -254,6 +285,29 @@ mod tests {
         }
         let error = open_set("cloud9:x").err().unwrap().to_string();
         assert!(SETS.iter().all(|row| error.contains(row.scheme)), "{error}");
+    }
+
+    #[test]
+    fn the_file_of_the_secret_becomes_the_option_that_the_kind_has() {
+        let file = Some(Path::new("/etc/secret"));
+        assert_eq!(
+            set_address("redfish+http://admin@bmc", file).unwrap(),
+            "redfish+http://admin@bmc?password_file=/etc/secret"
+        );
+        assert_eq!(
+            set_address("ec2+http://cloud?region=r", file).unwrap(),
+            "ec2+http://cloud?region=r&credentials_file=/etc/secret"
+        );
+        assert_eq!(set_address("libvirt:?uri=qemu:///session", None).unwrap(), "libvirt:?uri=qemu:///session");
+        for (address, file, part) in [
+            ("machines:/etc/machines.toml", file, "no secret"),
+            ("redfish+http://admin@bmc?password_file=/p", file, "already"),
+            ("redfish+http://admin@bmc", None, "password_file"),
+            ("redfish+http://admin@bmc", Some(Path::new("secret")), "absolute"),
+        ] {
+            let error = set_address(address, file).unwrap_err().to_string();
+            assert!(error.contains(part), "{address}: {error}");
+        }
     }
 
     #[test]

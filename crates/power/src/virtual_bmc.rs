@@ -46,6 +46,8 @@ pub struct Rules {
     pub busy: u32,
     /// A session is forgotten after so many requests; 0 is never.
     pub drop: u32,
+    /// Per cent of the requests that are never answered, 0 to 100; which ones is the same in every run.
+    pub loss: u64,
     /// What becomes of a one-time boot order.
     pub once: Once,
     /// It says that it switched, and does not.
@@ -100,6 +102,7 @@ impl Default for Rules {
             post: Duration::ZERO,
             busy: 0,
             drop: 0,
+            loss: 0,
             once: Once::Kept,
             lie_power: false,
             lie_state: false,
@@ -114,7 +117,7 @@ impl Rules {
     /// Reads rules as an address writes its options: `sessions=2&lockout=3&lie=power`.
     ///
     /// The words: `sessions=1..64 lockout=0..100 lock_seconds=0..86400 basic=yes|no etag=none|optional|required|strong
-    /// task_ms=N latency_ms=N late_ms=N post_ms=N busy=N drop=N once=kept|continuous|ignored|forgotten lie=power,state
+    /// task_ms=N latency_ms=N late_ms=N post_ms=N busy=N drop=N loss=PERCENT once=kept|continuous|ignored|forgotten lie=power,state
     /// settings=yes|no action_info=yes|no vendor=WORD`.
     ///
     /// # Errors
@@ -157,6 +160,7 @@ impl Rules {
             post,
             busy: words.number("busy", 0..=1_000_000)?.unwrap_or(otherwise.busy),
             drop: words.number("drop", 0..=1_000_000)?.unwrap_or(otherwise.drop),
+            loss: words.number("loss", 0..=100)?.unwrap_or(otherwise.loss),
             once: words.word("once", &onces)?.unwrap_or(otherwise.once),
             lie_power: lies.split(',').any(|lie| lie == "power"),
             lie_state: lies.split(',').any(|lie| lie == "state"),
@@ -190,6 +194,26 @@ pub struct Seen {
     pub conflicts: u64,
 }
 
+/// What a system tells about the machine behind it, by which a booting machine is recognised.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// MAC addresses of its network cards, lower case.
+    pub macs: Vec<String>,
+    /// SMBIOS system UUID.
+    pub uuid: Option<String>,
+}
+
+impl Identity {
+    /// An identity that follows from a name, so that it is the same in every run.
+    pub fn of(name: &str) -> Identity {
+        let (mac, uuid) = crate::set::identity(name);
+        Identity { macs: vec![mac], uuid: Some(uuid) }
+    }
+}
+
+/// A system before it is served: its id, the machine that it switches, and what it tells about it.
+pub type Front = (String, Box<dyn PowerDriver>, Identity);
+
 /// A controller that is served until it is dropped.
 pub struct VirtualBmc {
     service: Arc<Service>,
@@ -210,10 +234,29 @@ impl VirtualBmc {
         systems: Vec<(String, Box<dyn PowerDriver>)>,
     ) -> std::io::Result<VirtualBmc> {
         let address = listener.local_addr()?;
-        let systems = systems
-            .into_iter()
-            .map(|(id, machine)| (id, System { machine, boot: Mutex::default(), turn: tokio::sync::Mutex::default() }))
-            .collect();
+        let known = |(id, machine): (String, Box<dyn PowerDriver>)| {
+            let identity = Identity::of(&format!("{address} {id}"));
+            (id, machine, identity)
+        };
+        VirtualBmc::start_known(listener, user, password, rules, systems.into_iter().map(known).collect())
+    }
+
+    /// As [`VirtualBmc::start`], for machines whose identity is known.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start_known(
+        listener: TcpListener,
+        user: &str,
+        password: &str,
+        rules: Rules,
+        systems: Vec<Front>,
+    ) -> std::io::Result<VirtualBmc> {
+        let address = listener.local_addr()?;
+        let system = |(id, machine, identity)| {
+            (id, System { machine, identity, boot: Mutex::default(), turn: tokio::sync::Mutex::default() })
+        };
+        let systems = systems.into_iter().map(system).collect();
         let service = Arc::new(Service {
             login: (user.to_owned(), password.to_owned()),
             busy: Mutex::new(rules.busy),
@@ -274,6 +317,7 @@ struct Book {
 
 struct System {
     machine: Box<dyn PowerDriver>,
+    identity: Identity,
     boot: Mutex<Boot>,
     turn: tokio::sync::Mutex<()>,
 }

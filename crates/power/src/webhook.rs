@@ -41,6 +41,10 @@ pub(crate) const DRIVER: Driver = Driver {
            vars=NAME:VALUE,...",
     example: "webhook:r1n07?file=/etc/rackswarm/strip.toml&vars=strip:b2,outlet:4",
     limit: Duration::from_secs(180),
+    controller: |address| address.place().to_owned(),
+    at_once: 1,
+    network_boot: true,
+    by_hand: false,
     parse,
 };
 

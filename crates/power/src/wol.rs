@@ -18,6 +18,10 @@ pub(crate) const DRIVER: Driver = Driver {
            default 255.255.255.255) port=1..65535 count=1..10 secureon_file=/path",
     example: "wol:52:54:00:00:01:07?via=10.1.255.255",
     limit: Duration::from_secs(10),
+    controller: |address| address.place().to_owned(),
+    at_once: 1,
+    network_boot: true,
+    by_hand: true,
     parse,
 };
 

@@ -74,6 +74,8 @@ async fn every_driver_keeps_the_contract() {
         done(row.scheme, driver.cycle().await);
         expect(driver, row.scheme, State::On).await;
         done(row.scheme, driver.boot_next(BootDevice::Disk).await);
+        done(row.scheme, driver.reset().await);
+        expect(driver, row.scheme, State::On).await;
         done(row.scheme, driver.off().await);
         expect(driver, row.scheme, State::Off).await;
         done(row.scheme, driver.off().await);

@@ -104,6 +104,8 @@ async fn instances_are_made_driven_and_ended() {
     assert!(set.images().await.unwrap().iter().any(|one| one.name == "gold"));
     done(driver.cycle()).await;
     assert_eq!(driver.state().await.unwrap(), State::On);
+    done(driver.reset()).await;
+    assert_eq!(driver.state().await.unwrap(), State::On);
     assert_eq!(driver.next_boot().await.unwrap(), NextBoot::Always(BootDevice::Disk));
     done(driver.boot_next(BootDevice::Disk)).await;
     let error = driver.boot_next(BootDevice::Network).await.unwrap_err().to_string();

@@ -282,12 +282,35 @@ async fn a_chassis_is_a_set_and_its_systems_are_named() {
     let listed = set.list().await.unwrap();
     let states: Vec<_> = listed.iter().map(|one| (one.id.as_str(), one.state)).collect();
     assert_eq!(states, [("blade1", State::Off), ("blade2", State::On)]);
+    assert!(listed[0].macs.len() == 1 && listed[0].uuid.is_some() && listed[0].macs != listed[1].macs, "{listed:?}");
+    assert!(listed[1].power.contains("&off_seconds=0"), "the set's options are its machines': {}", listed[1].power);
     assert_eq!(open(&listed[1].power).unwrap().state().await.unwrap(), State::On);
     set.power("blade1").unwrap().on().await.unwrap();
     assert!(power::fake::machine("blade1").unwrap().on);
     assert!(set.acquire(&power::Wish::default()).await.unwrap_err().to_string().contains("machines:"));
     let error = open(&rig.address_at("/redfish/v1/Systems/blade3", "")).unwrap().state().await.unwrap_err().to_string();
     assert!(error.contains("no such resource") || error.contains("no such system"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_starts_anew_without_taking_the_power_and_wakes_what_is_off() {
+    let rig = Rig::new("reset", "task_ms=0").await;
+    let driver = rig.driver("");
+    driver.reset().await.unwrap();
+    assert_eq!((rig.machine().on, rig.machine().starts), (true, 1));
+    driver.boot_next(BootDevice::Network).await.unwrap();
+    driver.reset().await.unwrap();
+    let machine = rig.machine();
+    assert_eq!((machine.starts, machine.booted_from), (2, Some(BootDevice::Network)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_never_answered_are_asked_again() {
+    let rig = Rig::new("lossy", "loss=15").await;
+    let driver = rig.driver("&call_seconds=1&attempts=8");
+    driver.boot_next(BootDevice::Network).await.unwrap();
+    driver.cycle().await.unwrap();
+    assert_eq!(rig.machine().booted_from, Some(BootDevice::Network));
 }
 
 #[tokio::test(flavor = "multi_thread")]

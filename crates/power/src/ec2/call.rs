@@ -15,7 +15,7 @@ use crate::{Address, Advice, Error, Result};
 
 /// The API version whose answers we read.
 const VERSION: &str = "2016-11-15";
-const PORT: u16 = 80;
+pub(super) const PORT: u16 = 80;
 /// A page of a thousand instances has some 4 MiB.
 const ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// Pages of a list; more is no answer but a loop.
@@ -30,6 +30,8 @@ pub(super) struct Cloud {
     attempts: u32,
     call_limit: Duration,
     pub(super) settle_limit: Duration,
+    /// The options as they were given, for the addresses of a set's machines.
+    options: String,
 }
 
 struct Credentials {
@@ -64,6 +66,7 @@ impl Cloud {
             attempts: address.number("attempts", 1..=10)?.unwrap_or(4),
             call_limit: Duration::from_secs(address.number("call_seconds", 1..=120)?.unwrap_or(30)),
             settle_limit: Duration::from_secs(address.number("settle_seconds", 1..=600)?.unwrap_or(180)),
+            options: address.options_without(&["limit_seconds", "subnet"]),
         };
         Ok((cloud, path))
     }
@@ -74,12 +77,7 @@ impl Cloud {
 
     /// The power address of an instance.
     pub(super) fn address_of(&self, id: &str) -> String {
-        format!(
-            "ec2+http://{}/{id}?region={}&credentials_file={}",
-            self.server,
-            self.region,
-            self.credentials_file.display()
-        )
+        format!("ec2+http://{}/{id}?{}", self.server, self.options)
     }
 
     /// All instances that the parameters select, over all pages.

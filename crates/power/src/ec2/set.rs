@@ -18,6 +18,7 @@ pub(crate) const SET: Set = Set {
            (needed) subnet=ID attempts=1..10 call_seconds=1..120 settle_seconds=1..600",
     example: "ec2+http://cloud.example:8773?region=lab&credentials_file=/etc/rackswarm/cloud",
     limit: Duration::from_secs(900),
+    credentials: Some("credentials_file"),
     parse: |address| Ok(Box::new(Instances::parse(address)?)),
 };
 

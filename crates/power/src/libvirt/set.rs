@@ -22,6 +22,7 @@ pub(crate) const SET: Set = Set {
            bridge=NAME or network=NAME prefix=WORD type=kvm|qemu firmware=bios|uefi bus=virtio|sata call_seconds=1..120",
     example: "libvirt:?folder=/var/lib/rackswarm/libvirt&bridge=br0&type=kvm",
     limit: Duration::from_secs(1800),
+    credentials: None,
     parse: |address| Ok(Box::new(Host::parse(address)?)),
 };
 

@@ -7,6 +7,8 @@ use tokio::process::Command;
 use crate::http::excerpt;
 use crate::{Address, Error, Result, program};
 
+pub(super) const DEFAULT_URI: &str = "qemu:///system";
+
 #[derive(Debug, Clone)]
 pub(super) struct Virsh {
     pub(super) uri: String,
@@ -16,7 +18,7 @@ pub(super) struct Virsh {
 impl Virsh {
     /// Takes `uri=` and `call_seconds=`.
     pub(super) fn take(address: &mut Address) -> Result<Virsh> {
-        let uri = address.take("uri").unwrap_or_else(|| "qemu:///system".to_owned());
+        let uri = address.take("uri").unwrap_or_else(|| DEFAULT_URI.to_owned());
         if !crate::address::plain(&uri) || !uri.contains(':') {
             return Err(address.wrong(format!("`uri={uri}` is not a libvirt URI")));
         }

@@ -18,6 +18,8 @@ const BOOT_SETTLE: Duration = Duration::from_secs(15);
 const SENDS: u32 = 2;
 /// More members than a chassis has blades are not a chassis.
 const MEMBERS: usize = 256;
+/// Network cards of one system that are asked for.
+const CARDS: usize = 32;
 
 impl Redfish {
     pub(super) async fn answer(&self, talk: &Talk, ask: Ask) -> Result<Reply> {
@@ -28,12 +30,8 @@ impl Redfish {
         match ask {
             Ask::State => Ok(Reply::State(power_state(&talk.get(&path).await?))),
             Ask::Switch(wanted) => self.switch(talk, &path, wanted).await,
-            Ask::Cycle => {
-                if self.bring(talk, &path, State::Off).await? {
-                    sleep(self.off_pause).await;
-                }
-                self.switch(talk, &path, State::On).await
-            }
+            Ask::Cycle => self.cycle(talk, &path).await,
+            Ask::Reset => self.restart(talk, &path).await,
             Ask::BootNext(device) => self.set_boot(talk, &path, device).await,
             Ask::NextBoot => {
                 let boot = self.boot(talk, &path).await?;
@@ -76,9 +74,32 @@ impl Redfish {
         let mut all = Vec::new();
         for path in self.members(talk).await? {
             let system = talk.get(&path).await?;
-            all.push(Resource::of_system(self, &path, &system));
+            let macs = self.cards(talk, &system).await?;
+            all.push(Resource { macs, ..Resource::of_system(self, &path, &system) });
         }
         Ok(all)
+    }
+
+    /// The MAC addresses of a system's network cards. Some controllers list none while the machine is off, or refuse to;
+    /// its UUID identifies the machine then.
+    async fn cards(&self, talk: &Talk, system: &Value) -> Result<Vec<String>> {
+        let Some(place) = talk.reference(system, "EthernetInterfaces") else { return Ok(Vec::new()) };
+        let place = place?;
+        let listed = match talk.get(&place).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::debug!(bmc = self.target(), %error, "its network cards are not told");
+                return Ok(Vec::new());
+            }
+        };
+        let mut macs = Vec::new();
+        let members = listed.get("Members").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        for member in members.iter().take(CARDS).filter_map(|member| member.get("@odata.id")?.as_str()) {
+            let Ok(card) = talk.get(&talk.local(member)?).await else { continue };
+            let told = ["PermanentMACAddress", "MACAddress"].iter().find_map(|name| mac(card.get(name)?.as_str()?));
+            macs.extend(told.filter(|mac| !macs.contains(mac)));
+        }
+        Ok(macs)
     }
 
     async fn switch(&self, talk: &Talk, path: &str, wanted: State) -> Result<Reply> {
@@ -89,19 +110,51 @@ impl Redfish {
         Ok(Reply::Done)
     }
 
+    async fn cycle(&self, talk: &Talk, path: &str) -> Result<Reply> {
+        if self.bring(talk, path, State::Off).await? {
+            sleep(self.off_pause).await;
+        }
+        self.switch(talk, path, State::On).await
+    }
+
+    /// Starts a system that is on anew. A controller without such a reset takes the power instead.
+    async fn restart(&self, talk: &Talk, path: &str) -> Result<Reply> {
+        let system = talk.get(path).await?;
+        let (place, action) = self.reset_action(talk, path, &system)?;
+        let offered = self.offered(talk, &action).await?;
+        let restarts = offered.is_none_or(|words| words.iter().any(|word| word == "ForceRestart"));
+        if power_state(&system) != State::On || !restarts {
+            return self.cycle(talk, path).await;
+        }
+        talk.act(&place, &json!({"ResetType": "ForceRestart"})).await?;
+        if self.settles(talk, path, State::On).await? {
+            return Ok(Reply::Done);
+        }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "it accepted `ForceRestart`, but {} s later it does not report `on`; look at the machine, or raise `settle_seconds=`",
+                self.settle_limit.as_secs()
+            ),
+        ))
+    }
+
+    /// Where resets are sent to, and what is said about them.
+    fn reset_action(&self, talk: &Talk, path: &str, system: &Value) -> Result<(String, Value)> {
+        let action = system.pointer("/Actions/#ComputerSystem.Reset").cloned().unwrap_or(Value::Null);
+        match action.get("target").and_then(Value::as_str) {
+            Some(place) => Ok((talk.local(place)?, action)),
+            None => Err(Error::refused(&self.target(), format!("{path} has no reset action; use another driver"))),
+        }
+    }
+
     /// Brings the system to a state and reads it back; false when it was so already.
     async fn bring(&self, talk: &Talk, path: &str, wanted: State) -> Result<bool> {
         let system = talk.get(path).await?;
         if power_state(&system) == wanted {
             return Ok(false);
         }
-        let action = system.pointer("/Actions/#ComputerSystem.Reset").cloned().unwrap_or(Value::Null);
-        let place = match action.get("target").and_then(Value::as_str) {
-            Some(place) => talk.local(place)?,
-            None => {
-                return Err(Error::refused(&self.target(), format!("{path} has no reset action; use another driver")));
-            }
-        };
+        let (place, action) = self.reset_action(talk, path, &system)?;
         let word = self.reset_type(talk, &action, wanted).await?;
         let mut trouble = None;
         for _ in 0..SENDS {
@@ -135,14 +188,7 @@ impl Redfish {
     /// The first word that means it and that the system allows; without a list of allowed words, the specification's.
     async fn reset_type(&self, talk: &Talk, action: &Value, wanted: State) -> Result<&'static str> {
         let words: &[&str] = if wanted == State::On { &["On", "ForceOn"] } else { &["ForceOff"] };
-        let allowed = match strings(action.get("ResetType@Redfish.AllowableValues")) {
-            Some(allowed) => Some(allowed),
-            None => match action.get("@Redfish.ActionInfo").and_then(Value::as_str) {
-                Some(place) => action_info(&talk.get(&talk.local(place)?).await?),
-                None => None,
-            },
-        };
-        let Some(allowed) = allowed else { return Ok(words[0]) };
+        let Some(allowed) = self.offered(talk, action).await? else { return Ok(words[0]) };
         words.iter().copied().find(|word| allowed.iter().any(|one| one == word)).ok_or_else(|| {
             Error::refused(
                 &self.target(),
@@ -152,6 +198,17 @@ impl Redfish {
                 ),
             )
         })
+    }
+
+    /// The words that the action allows, where it says so.
+    async fn offered(&self, talk: &Talk, action: &Value) -> Result<Option<Vec<String>>> {
+        if let Some(allowed) = strings(action.get("ResetType@Redfish.AllowableValues")) {
+            return Ok(Some(allowed));
+        }
+        match action.get("@Redfish.ActionInfo").and_then(Value::as_str) {
+            Some(place) => Ok(action_info(&talk.get(&talk.local(place)?).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Reads the boot section from where it is changed: the settings resource, when the system has one that holds it.
@@ -323,6 +380,15 @@ impl Boot {
     }
 }
 
+/// Six octets in lower case with colons between; anything else, and an address that means nobody, is none.
+fn mac(text: &str) -> Option<String> {
+    let text = text.trim().to_lowercase().replace('-', ":");
+    let octets: Vec<&str> = text.split(':').collect();
+    let fine =
+        octets.len() == 6 && octets.iter().all(|octet| octet.len() == 2 && u8::from_str_radix(octet, 16).is_ok());
+    (fine && text != "00:00:00:00:00:00" && text != "ff:ff:ff:ff:ff:ff").then_some(text)
+}
+
 /// `On` and `Off` as they are; everything in between or unheard of is unknown.
 pub(super) fn power_state(system: &Value) -> State {
     match system.get("PowerState").and_then(Value::as_str) {
@@ -361,6 +427,14 @@ mod tests {
             assert_eq!(power_state(&json!({"PowerState": word})), state, "{word}");
         }
         assert_eq!(power_state(&json!({})), State::Unknown);
+    }
+
+    #[test]
+    fn only_addresses_of_cards_are_taken() {
+        assert_eq!(mac("52-54-00-AB-CD-EF").as_deref(), Some("52:54:00:ab:cd:ef"));
+        for none in ["", "N/A", "00:00:00:00:00:00", "52:54:00:ab:cd", "52:54:00:ab:cd:ef:01", "5:54:00:ab:cd:eff"] {
+            assert_eq!(mac(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub(crate) const SET: Set = Set {
     help: "physical machines written down in a TOML file, [[machine]] with name, power, mac, rack, uuid, about: holds=/path (who holds which; default is the file's name with .holds)",
     example: "machines:/etc/rackswarm/machines.toml",
     limit: Duration::from_secs(600),
+    credentials: None,
     parse: |address| {
         let file = PathBuf::from(address.place());
         if !file.is_absolute() {

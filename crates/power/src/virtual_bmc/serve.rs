@@ -30,8 +30,15 @@ async fn entry(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    service.book().seen.requests += 1;
+    let request = {
+        let mut book = service.book();
+        book.seen.requests += 1;
+        book.seen.requests
+    };
     sleep(service.rules.latency).await;
+    if crate::fake::mix("virtual controller", request) % 100 < service.rules.loss {
+        std::future::pending::<()>().await;
+    }
     {
         let mut busy = service.busy.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if *busy > 0 {
@@ -82,6 +89,11 @@ async fn of_system(
                 etag.as_deref(),
             )
         }
+        (&Method::GET, ["EthernetInterfaces"]) => resource(&cards(system, id), None),
+        (&Method::GET, ["EthernetInterfaces", number]) => match card(system, id, number) {
+            Some(card) => resource(&card, None),
+            None => refusal(StatusCode::NOT_FOUND, "Base.1.18.ResourceMissingAtURI", "There is no such card."),
+        },
         (&Method::GET, ["ResetActionInfo"]) => resource(
             &json!({"Id": "ResetActionInfo", "Parameters": [{"Name": "ResetType", "Required": true, "AllowableValues": RESETS}]}),
             None,
@@ -104,6 +116,20 @@ fn collection(service: &Service) -> Value {
     let members: Vec<Value> =
         service.systems.keys().map(|id| json!({"@odata.id": format!("/redfish/v1/Systems/{id}")})).collect();
     json!({"@odata.id": "/redfish/v1/Systems", "Members@odata.count": members.len(), "Members": members})
+}
+
+fn cards(system: &System, id: &str) -> Value {
+    let place = format!("/redfish/v1/Systems/{id}/EthernetInterfaces");
+    let members: Vec<Value> =
+        (1..=system.identity.macs.len()).map(|number| json!({"@odata.id": format!("{place}/{number}")})).collect();
+    json!({"@odata.id": place, "Members@odata.count": members.len(), "Members": members})
+}
+
+fn card(system: &System, id: &str, number: &str) -> Option<Value> {
+    let index = number.parse::<usize>().ok()?.checked_sub(1)?;
+    let mac = system.identity.macs.get(index)?.to_uppercase();
+    Some(json!({"@odata.id": format!("/redfish/v1/Systems/{id}/EthernetInterfaces/{number}"), "Id": number,
+        "PermanentMACAddress": mac, "MACAddress": mac}))
 }
 
 fn boot_section(boot: &Boot) -> Value {
@@ -218,7 +244,9 @@ impl Service {
             reset["ResetType@Redfish.AllowableValues"] = json!(RESETS);
         }
         let mut value = json!({"@odata.id": path, "Id": id, "Name": id, "Manufacturer": "Rackswarm", "Model": "Virtual",
-            "SerialNumber": id, "PowerState": word, "Actions": {"#ComputerSystem.Reset": reset}});
+            "SerialNumber": id, "UUID": system.identity.uuid, "PowerState": word,
+            "EthernetInterfaces": {"@odata.id": format!("{path}/EthernetInterfaces")},
+            "Actions": {"#ComputerSystem.Reset": reset}});
         if self.rules.settings {
             value["@Redfish.Settings"] = json!({"SettingsObject": {"@odata.id": format!("{path}/Settings")}});
             value["Boot"] = json!({"BootSourceOverrideTarget@Redfish.AllowableValues": TARGETS});
@@ -405,7 +433,7 @@ fn task_resource(number: u64, state: &str, why: Option<&str>) -> Value {
 /// The boot order that a change asks for. Only properties that are there and may be written are taken.
 fn wanted(body: &Value, boot: &Boot) -> Result<(String, String, String), Box<Answer>> {
     let unknown = |name: &str| {
-        let readable = ["PowerState", "Id", "Model", "Manufacturer", "SerialNumber", "Name"].contains(&name);
+        let readable = ["PowerState", "Id", "Model", "Manufacturer", "SerialNumber", "Name", "UUID"].contains(&name);
         let (id, why) = if readable { ("PropertyNotWritable", "read-only") } else { ("PropertyUnknown", "unknown") };
         Box::new(refusal(
             StatusCode::BAD_REQUEST,
