@@ -164,7 +164,7 @@ impl Engine {
                 self.herald.failed(self.now.duration());
                 self.due = self.now;
             }
-            Input::Found(peers) => self.found(&peers),
+            Input::Found(peers) => self.found(&peers, false),
             Input::Connected { peer, side, address, id, speaks } => {
                 self.connected(peer, side, address, id, speaks, out);
             }
@@ -198,10 +198,11 @@ impl Engine {
         out: &mut Vec<Output>,
     ) {
         self.herald.answered(self.now.duration(), interval);
+        let chosen = guidance.is_some();
         if let Some(guidance) = guidance {
             self.guided(guidance, out);
         }
-        self.found(peers);
+        self.found(peers, chosen);
     }
 
     /// When to step with `Tick` if nothing else happens before.

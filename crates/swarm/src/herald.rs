@@ -17,6 +17,8 @@ pub(crate) struct Herald {
     last: Duration,
     next: Duration,
     interval: Duration,
+    /// A tracker of our own kind told us whom to meet.
+    guided: bool,
     failures: u32,
     retry: Duration,
     hungry: Duration,
@@ -30,6 +32,7 @@ impl Herald {
             last: Duration::ZERO,
             next: Duration::ZERO,
             interval: policy.announce_interval,
+            guided: false,
             failures: 0,
             retry: policy.announce_retry,
             hungry: policy.announce_hungry,
@@ -67,6 +70,16 @@ impl Herald {
             self.events.pop_front();
         }
         self.next = if self.events.is_empty() { now + self.interval } else { now };
+    }
+
+    /// The answer came from a tracker of our own kind.
+    pub(crate) fn guided(&mut self) {
+        self.guided = true;
+    }
+
+    /// Such a tracker answers us.
+    pub(crate) fn is_guided(&self) -> bool {
+        self.guided && self.failures == 0
     }
 
     pub(crate) fn failed(&mut self, now: Duration) {

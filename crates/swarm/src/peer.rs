@@ -9,6 +9,7 @@ use wire::peer::{Block, PeerId, RackHello};
 use crate::choker::Standing;
 use crate::holding::Holding;
 use crate::io::{Peer, PeerView, Side, Speaks};
+use crate::lanes::lane_of;
 use crate::picker::{Asker, Run};
 use crate::time::{Time, bytes_in};
 
@@ -62,7 +63,7 @@ pub(crate) struct Link {
     pub(crate) listen_port: Option<u16>,
     /// Its rack, as an index into the engine's list.
     pub(crate) rack: u16,
-    /// The lanes of its rack that it takes across.
+    /// The lanes of its rack that it takes across, or asked to hear of.
     pub(crate) lanes: u64,
     /// Longest range that it serves as one request.
     pub(crate) max_request: u32,
@@ -244,6 +245,12 @@ impl Link {
             foreign: Some(Box::default()),
             hello: None,
         }
+    }
+
+    /// Of a piece that came into our rack, `mine`, mates hear, and of others
+    /// who may let it in.
+    pub(crate) fn hears_of(&self, piece: u32, mine: u16) -> bool {
+        self.rack == mine || self.lanes & (1 << lane_of(piece)) != 0
     }
 
     pub(crate) fn is_kin(&self) -> bool {

@@ -25,9 +25,10 @@ pub struct Policy {
     pub choker: ChokerKind,
     /// Connections of either side at once. Default 128.
     pub max_peers: usize,
-    /// We dial while fewer peers than this are connected. Default 40: beyond
-    /// 20 neighbours a random graph loses less than one per cent, and each
-    /// costs announcements.
+    /// We dial while fewer peers than this are connected; whom a tracker of our
+    /// own kind chose for us, while there is any place. Default 40: beyond 20
+    /// neighbours a random graph loses less than one per cent, and each costs
+    /// announcements.
     pub dial_peers: usize,
     /// Addresses remembered for dialling. Default 1000.
     pub max_addresses: usize,

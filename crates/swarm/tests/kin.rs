@@ -530,3 +530,60 @@ fn peers_hear_of_each_other_but_strangers_nothing_of_a_private_swarm() {
         assert_eq!(drops(&script.say(B, news)), []);
     }
 }
+
+#[test]
+fn each_peer_is_told_of_others_soon_and_at_most_once_a_minute() {
+    let mut script = Script::with(set(&[]));
+    let listens = |port| ExtensionHandshake { listen_port: Some(port), ..ExtensionHandshake::default() };
+    let mut told: Vec<(Peer, Duration, Pex)> = Vec::new();
+    for second in 0..300 {
+        // A stays, and one more comes every ten seconds and stays for a minute.
+        if second % 10 == 0 {
+            let newcomer = Peer(1 + second / 10);
+            script.kin(newcomer, &[], None);
+            script.say(newcomer, listens(7000 + newcomer.0 as u16));
+        }
+        if second % 10 == 5 && second > 70 {
+            script.step(Input::Gone(Peer(1 + second / 10 - 6)));
+        }
+        let out = script.pass(Duration::from_secs(1));
+        told.extend(out.iter().filter_map(|output| match output {
+            Output::Say(peer, Message::Extended(Extended::Pex(pex))) => Some((*peer, script.now, (**pex).clone())),
+            _ => None,
+        }));
+        (1..40).for_each(|peer| drop(script.say(Peer(peer), Message::KeepAlive)));
+    }
+    for newcomer in 2..30 {
+        let peer = Peer(newcomer);
+        let came = Duration::from_secs(u64::from(newcomer - 1) * 10);
+        let times: Vec<Duration> = told.iter().filter(|(to, ..)| *to == peer).map(|(_, at, _)| *at).collect();
+        assert!(times[0] <= came + Duration::from_secs(3), "{peer:?} came at {came:?} and was told at {times:?}");
+        assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= Duration::from_secs(60)), "{peer:?}: {times:?}");
+    }
+    let to_a = || told.iter().filter(|(to, ..)| *to == A);
+    assert!(to_a().count() <= 6, "one a minute");
+    let named: Vec<u16> = to_a().flat_map(|(.., pex)| pex.added.iter().map(|peer| peer.address.port())).collect();
+    assert!(named.is_sorted() && named.len() >= 20, "each once: {named:?}");
+    let lost: usize = to_a().map(|(.., pex)| pex.dropped.len()).sum();
+    assert!(lost > 10, "{lost}");
+}
+
+#[test]
+fn hearsay_waits_while_a_tracker_of_ours_answers() {
+    let said = |peer: u8| wire::peer::PexPeer { address: SocketAddr::from(([10, 0, 1, peer], 6881)), flags: 0 };
+    let news = Pex { added: (1..10).map(said).collect(), dropped: Vec::new() };
+    let dials = |out: &[Output]| out.iter().filter(|output| matches!(output, Output::Dial(_))).count();
+    for guided in [false, true] {
+        let mut script = Script::with(set(&[]));
+        if guided {
+            script.announced(Some(Guidance { cooperative: true, rack: None }));
+        }
+        (1..=5).for_each(|peer| drop(script.kin(Peer(peer), &[], None)));
+        let out = script.say(A, news.clone());
+        assert_eq!(dials(&out), if guided { 0 } else { 9 });
+        if guided {
+            let lonely = script.step(Input::Gone(B));
+            assert_eq!(dials(&lonely), 9, "too few neighbours: what was heard is tried");
+        }
+    }
+}

@@ -515,7 +515,7 @@ impl<N: Network> World<N> {
 
     // -- messages and blocks ----------------------------------------------
 
-    fn say(&mut self, number: u32, peer: Peer, message: Message) {
+    fn say(&mut self, number: u32, peer: Peer, mut message: Message) {
         let Some((link, end)) = self.link_of(number, peer) else {
             return self.violation(|| format!("node {number} speaks to a peer {} that it does not have", peer.0));
         };
@@ -523,6 +523,10 @@ impl<N: Network> World<N> {
             self.check_said(number, peer, &message);
         }
         self.said[kind_of_message(&message)] += 1;
+        if let Message::Extended(Extended::Handshake(handshake)) = &mut message {
+            // As a driver does.
+            handshake.listen_port = Some(PORT);
+        }
         let route = self.route(link, end);
         self.net.say(route, message, &mut self.agenda);
     }

@@ -224,6 +224,7 @@ impl Engine {
     }
 
     pub(super) fn verified(&mut self, piece: u32, out: &mut Vec<Output>) {
+        self.tell_lanes(self.racks.claimed, out);
         if !self.have.insert(piece) {
             return;
         }
@@ -296,18 +297,22 @@ impl Engine {
         }
     }
 
-    /// Tells those kin who miss the pieces, and those who choose what to send
-    /// by what others have.
+    /// Tells those kin who miss the pieces, of other racks those who let them
+    /// in, and whoever chooses what to send by what others have.
     pub(super) fn tell_news(&mut self, out: &mut Vec<Output>) {
         if self.news_due > self.now || self.news.is_empty() {
             return;
         }
         let backlog = self.uplink.backlog() / u64::from(self.shape.piece_length());
         let backlog = u8::try_from(backlog).unwrap_or(u8::MAX);
+        let mine = self.racks.mine;
         for link in self.links.iter_mut().filter(|link| link.is_kin()) {
-            for &piece in self.news.iter().filter(|piece| link.offers || !link.has.contains(**piece)) {
+            let hears = |piece: &&u32| link.offers || !link.has.contains(**piece) && link.hears_of(**piece, mine);
+            let said = out.len();
+            let have = |piece: &u32| RackMessage::Have { piece: *piece, backlog };
+            out.extend(self.news.iter().filter(hears).map(have).map(|have| Output::Say(link.peer, have.into())));
+            if out.len() > said {
                 link.said = self.now;
-                out.push(Output::Say(link.peer, RackMessage::Have { piece, backlog }.into()));
             }
         }
         self.news.clear();
@@ -319,6 +324,9 @@ impl Engine {
         self.due = self.now;
         self.news_due = self.now;
         self.tell_news(out);
+        // They heard of their lanes only.
+        let far = self.links.peers(|link| link.is_kin() && link.rack != self.racks.mine);
+        far.into_iter().for_each(|peer| self.say(peer, Message::HaveAll, out));
         self.flows_changed();
         out.push(Output::Complete);
         let full = self.links.peers(|link| link.has.is_full());

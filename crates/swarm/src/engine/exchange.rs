@@ -13,12 +13,18 @@ use crate::peer::Kind;
 use crate::policy::ChokerKind;
 use crate::time::Time;
 
-/// BEP 11: no more often than this.
+/// BEP 11: a peer is told of others no more often than this.
 const EXCHANGE_EVERY: Duration = Duration::from_secs(60);
+
+/// Neighbours come and go in bursts: they are told of together, after this and
+/// up to as long again. Each node has its own time, or a hall that is switched
+/// on at once would tell all at once.
+const EXCHANGE_SETTLES: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// A tracker of our own kind told us where we stand.
     pub(super) fn guided(&mut self, guidance: Guidance, out: &mut Vec<Output>) {
+        self.herald.guided();
         if let Some(rack) = &guidance.rack {
             self.stand_in(Some(rack), out);
         }
@@ -50,7 +56,15 @@ impl Engine {
     /// The peer said what it is.
     pub(super) fn greeted(&mut self, peer: Peer, handshake: ExtensionHandshake, out: &mut Vec<Output>) {
         let Some(link) = self.links.get_mut(peer) else { return };
+        let was_nameless = link.listens_at().is_none();
         link.listen_port = handshake.listen_port.or(link.listen_port);
+        if was_nameless && link.listens_at().is_some() {
+            // Nobody could be told of it before.
+            link.since = self.now;
+        }
+        if let Some(address) = link.listens_at() {
+            self.book.met(address, link.id);
+        }
         link.exchanges |= handshake.ids.pex.is_some();
         if let (Some(foreign), Some(queue)) = (&mut link.foreign, handshake.request_queue) {
             foreign.request_queue = Some(queue);
@@ -88,8 +102,9 @@ impl Engine {
             self.becomes_kin(peer, out);
         }
         self.members_changed(rack);
+        self.wake_for_exchange();
         self.has_room = true;
-        let claimed = self.racks.claimed;
+        let claimed = self.racks.told;
         if rack != self.racks.mine && claimed != 0 {
             self.say(peer, RackMessage::Lanes { claimed }.into(), out);
         }
@@ -135,37 +150,56 @@ impl Engine {
 
     /// Others that the peer met. In a private swarm only kin are believed.
     pub(super) fn heard_of(&mut self, peer: Peer, pex: &Pex) {
-        let trusted = self.links.get(peer).is_some_and(|link| link.is_kin() || !self.private);
-        if trusted {
-            let addresses: Vec<SocketAddr> = pex.added.iter().map(|peer| peer.address).collect();
-            self.found(&addresses);
+        if !self.links.get(peer).is_some_and(|link| link.is_kin() || !self.private) {
+            return;
+        }
+        let addresses: Vec<SocketAddr> = pex.added.iter().map(|peer| peer.address).collect();
+        if self.is_planned() {
+            self.book.rumoured(&addresses, &mut self.chance);
+        } else {
+            self.found(&addresses, false);
         }
     }
 
+    /// A tracker of ours draws a better graph than hearsay does; and without
+    /// one, neighbours beyond the needed ones only cost announcements.
+    pub(super) fn is_planned(&self) -> bool {
+        let has_enough = self.links.len() + self.book.dialling() >= self.policy.dial_peers / 2;
+        self.cooperative && (has_enough || self.herald.is_guided()) && !self.is_hungry()
+    }
+
+    /// Somebody came, went, or may be told of others now.
     pub(super) fn wake_for_exchange(&mut self) {
-        if self.next_exchange == Time::MAX {
-            self.next_exchange = self.now + EXCHANGE_EVERY;
-            self.wake(self.next_exchange);
+        let chance = self.me.0.iter().fold(0, |all, byte| all ^ byte);
+        let spread = EXCHANGE_SETTLES * u32::from(chance) / 256;
+        let at = self.now + EXCHANGE_SETTLES + spread;
+        if at < self.next_exchange {
+            self.next_exchange = at;
+            self.wake(at);
         }
     }
 
     /// Tells everybody who may know whom we met and lost since we told it last.
+    /// Each has its own minute; for whom there is nothing new, none begins.
     pub(super) fn exchange(&mut self, out: &mut Vec<Output>) {
         if self.next_exchange > self.now {
             return;
         }
-        self.next_exchange = self.now + EXCHANGE_EVERY;
-        let peers = self.links.peers(|link| link.exchanges && (link.is_kin() || !self.private));
-        if peers.is_empty() {
-            self.next_exchange = Time::MAX;
-        }
-        for peer in peers {
-            let Some(link) = self.links.get_mut(peer) else { continue };
-            let last = std::mem::replace(&mut link.exchanged, self.now);
-            let pex = self.news_since(last, peer);
-            if !pex.added.is_empty() || !pex.dropped.is_empty() {
+        self.next_exchange = Time::MAX;
+        for peer in self.links.peers(|link| link.exchanges && (link.is_kin() || !self.private)) {
+            let Some(last) = self.links.get(peer).map(|link| link.exchanged) else { continue };
+            if last == Time::ZERO || last + EXCHANGE_EVERY <= self.now {
+                let pex = self.news_since(last, peer);
+                if pex.added.is_empty() && pex.dropped.is_empty() {
+                    continue;
+                }
+                if let Some(link) = self.links.get_mut(peer) {
+                    link.exchanged = self.now;
+                }
                 self.say(peer, pex.into(), out);
             }
+            let again = self.links.get(peer).map_or(Time::MAX, |link| link.exchanged + EXCHANGE_EVERY);
+            self.next_exchange = self.next_exchange.min(again);
         }
     }
 
@@ -177,7 +211,8 @@ impl Engine {
             Some(PexPeer { address: link.listens_at()?, flags: seed | reachable })
         });
         let lost = self.departed.iter().filter(|gone| last != Time::ZERO && gone.at > last);
-        let dropped = lost.filter_map(|gone| gone.listened_at);
+        let is_back = |address: &SocketAddr| self.links.iter().any(|link| link.listens_at() == Some(*address));
+        let dropped = lost.filter_map(|gone| gone.listened_at).filter(|address| !is_back(address));
         Pex { added: added.take(MAX_PEX_PEERS).collect(), dropped: dropped.take(MAX_PEX_PEERS).collect() }
     }
 }

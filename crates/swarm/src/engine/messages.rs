@@ -19,6 +19,7 @@ impl Engine {
         match message {
             Message::Have(piece) => self.peer_has(peer, piece, None, out),
             Message::Bitfield(bitfield) => self.peer_has_all_of(peer, &PieceSet::from(&bitfield), out),
+            Message::HaveAll if link.is_kin() => self.kin_completed(peer, out),
             Message::HaveAll => self.peer_has_all_of(peer, &PieceSet::full(self.shape.pieces()), out),
             Message::HaveNone => self.peer_has_all_of(peer, &PieceSet::empty(self.shape.pieces()), out),
             Message::Choke => self.choked(peer, out),
@@ -155,6 +156,17 @@ impl Engine {
         }
         self.want(peer, out);
         self.refill(peer, out);
+    }
+
+    /// It told us of some pieces only while it got them.
+    fn kin_completed(&mut self, peer: Peer, out: &mut Vec<Output>) {
+        for piece in 0..self.shape.pieces() {
+            self.peer_has(peer, piece, None, out);
+        }
+        if let Some(link) = self.links.get_mut(peer) {
+            link.map_seen = true;
+            self.has_room = true;
+        }
     }
 
     /// Whether this piece is to be fetched.

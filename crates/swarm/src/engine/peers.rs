@@ -14,12 +14,18 @@ use crate::peer::Link;
 /// wants.
 const SETTLING: Duration = Duration::from_secs(10);
 
+/// Dials of each other that are less apart than this cross.
+const CROSSING: Duration = Duration::from_secs(5);
+
 /// Departed peers whose names are kept.
 const DEPARTED: usize = 64;
 
 impl Engine {
-    pub(super) fn found(&mut self, peers: &[SocketAddr]) {
-        self.book.found(peers, self.now.duration());
+    /// `chosen` when a tracker of our own kind named them for us.
+    pub(super) fn found(&mut self, peers: &[SocketAddr], chosen: bool) {
+        self.book.found(peers, chosen, self.now.duration());
+        let connected = self.links.iter().filter_map(|link| Some((link.listens_at()?, link.id)));
+        connected.for_each(|(address, id)| self.book.met(address, id));
         self.due = self.now;
     }
 
@@ -77,11 +83,11 @@ impl Engine {
         if self.banned.contains(&id) {
             return Some(Why::Banned);
         }
-        if let Some((other, other_side)) = self.links.iter().find(|link| link.id == id).map(|l| (l.peer, l.side)) {
-            if !self.outlives(side, other_side, id) {
+        if let Some(other) = self.links.iter().find(|link| link.id == id) {
+            if !self.outlives(side, other) {
                 return Some(Why::Duplicate);
             }
-            self.drop_peer(other, Why::Duplicate, out);
+            self.drop_peer(other.peer, Why::Duplicate, out);
         }
         if self.links.len() >= self.policy.max_peers {
             let settled = |link: &&Link| link.is_idle() && link.since + SETTLING <= self.now;
@@ -94,10 +100,11 @@ impl Engine {
     }
 
     /// Two peers that dial each other at once see two connections. Both keep
-    /// the one that the larger id opened, so both keep the same.
-    fn outlives(&self, new: Side, old: Side, id: PeerId) -> bool {
-        let stronger = if self.me > id { Side::Outbound } else { Side::Inbound };
-        new == stronger && old != stronger
+    /// the one that the larger id opened, so both keep the same. What is older
+    /// carries transfers, and stays.
+    fn outlives(&self, new: Side, old: &Link) -> bool {
+        let stronger = if self.me > old.id { Side::Outbound } else { Side::Inbound };
+        new == stronger && old.side != stronger && self.now < old.since + CROSSING
     }
 
     pub(super) fn drop_peer(&mut self, peer: Peer, why: Why, out: &mut Vec<Output>) {
@@ -132,6 +139,7 @@ impl Engine {
     }
 
     fn departs(&mut self, link: &Link) {
+        self.wake_for_exchange();
         if self.departed.len() == DEPARTED {
             self.departed.pop_front();
         }

@@ -147,8 +147,8 @@ impl Engine {
             }
             asked += 1;
         }
-        if asked == 0 {
-            self.pull_twice(out);
+        if asked == 0 && !self.pull_twice(out) {
+            self.ask_around(out);
         }
         // However it went, look again after as long.
         self.hungry_since = self.now;
@@ -185,7 +185,7 @@ impl Engine {
 
     /// Everything missing is owed by somebody who does not send: an idle
     /// neighbour is asked for the same.
-    fn pull_twice(&mut self, out: &mut Vec<Output>) {
+    fn pull_twice(&mut self, out: &mut Vec<Output>) -> bool {
         let late: Vec<u32> = self.flows().flat_map(|link| link.outstanding.iter().map(|run| run.piece)).collect();
         for piece in late {
             let idle = |link: &&Link| {
@@ -195,9 +195,10 @@ impl Engine {
             let Some(link) = self.links.get(peer) else { continue };
             if let Some(run) = self.picker.take_twice(&link.asker(), piece) {
                 self.request_run(peer, run, out);
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// The peer will not send this: a lie, if it says it has it.

@@ -1,11 +1,11 @@
 //! Racks, and which pieces may cross into them. A piece enters a rack through
 //! the one member that claims the piece's lane.
 
-use wire::peer::{PeerId, RackMessage, RackName};
+use wire::peer::{Message, PeerId, RackMessage, RackName};
 
 use super::Engine;
 use crate::io::{Output, Peer};
-use crate::lanes::{self, LANES};
+use crate::lanes::{self, LANES, lane_of};
 use crate::peer::Link;
 
 const WIDTH: u32 = usize::BITS;
@@ -19,6 +19,8 @@ pub(super) struct Racks {
     pub(super) mine: u16,
     /// The lanes that we claim.
     pub(super) claimed: u64,
+    /// What others were told of that.
+    pub(super) told: u64,
     /// Somebody came or went since that was computed.
     pub(super) changed: bool,
 }
@@ -33,7 +35,7 @@ struct Rack {
 impl Racks {
     pub(super) fn new(mine: Option<RackName>) -> Racks {
         let mine = Rack { name: mine, seen: Box::default() };
-        Racks { known: vec![mine], mine: 0, claimed: 0, changed: true }
+        Racks { known: vec![mine], mine: 0, claimed: 0, told: 0, changed: true }
     }
 
     pub(super) fn name(&self, rack: u16) -> Option<&RackName> {
@@ -133,21 +135,38 @@ impl Engine {
         let mates: Vec<PeerId> =
             self.links.iter().filter(|link| link.is_kin() && self.is_near(link)).map(|link| link.id).collect();
         let claimed = lanes::claims(&mates, self.me);
-        if claimed == self.racks.claimed {
+        self.has_room |= claimed != self.racks.claimed;
+        self.racks.claimed = claimed;
+        self.tell_lanes(claimed, out);
+    }
+
+    pub(super) fn tell_lanes(&mut self, claimed: u64, out: &mut Vec<Output>) {
+        if std::mem::replace(&mut self.racks.told, claimed) == claimed {
             return;
         }
-        self.racks.claimed = claimed;
-        self.has_room = true;
         let others = self.links.peers(|link| link.is_kin() && link.rack != self.racks.mine);
         others.into_iter().for_each(|peer| self.say(peer, RackMessage::Lanes { claimed }.into(), out));
     }
 
-    /// A peer in another rack told its claim.
+    /// Nobody near has what we miss, nor anybody of whom we heard: asks other
+    /// racks to tell of more than our lanes, until a piece has come.
+    pub(super) fn ask_around(&mut self, out: &mut Vec<Output>) {
+        let lacks = |piece: &u32| self.wants(*piece) && !self.racks.has_seen(self.racks.mine, *piece);
+        let lanes = (0..self.shape.pieces()).filter(lacks).fold(0, |lanes, piece| lanes | 1 << lane_of(piece));
+        self.tell_lanes(self.racks.claimed | lanes, out);
+    }
+
+    /// A peer in another rack lets these in: it hears what we have of them.
     pub(super) fn claims_lanes(&mut self, peer: Peer, claimed: u64, out: &mut Vec<Output>) {
-        if let Some(link) = self.links.get_mut(peer) {
-            link.lanes = claimed;
-            self.offer_anew(out);
+        let Some(link) = self.links.get_mut(peer) else { return };
+        let new = claimed & !std::mem::replace(&mut link.lanes, claimed);
+        // Who is complete said so.
+        if link.rack != self.racks.mine && !link.offers && !self.have.is_full() {
+            let is_news = |piece: &u32| new & (1 << lane_of(*piece)) != 0 && !link.has.contains(*piece);
+            let unheard: Vec<u32> = self.have.iter().filter(is_news).collect();
+            unheard.into_iter().for_each(|piece| self.say(peer, Message::Have(piece), out));
         }
+        self.offer_anew(out);
     }
 
     /// Somebody came into a rack or left it.
@@ -163,7 +182,6 @@ impl Engine {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::lanes::lane_of;
 
     #[test]
     fn each_word_of_pieces_has_its_mask_of_lanes() {

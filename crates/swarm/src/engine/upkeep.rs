@@ -5,6 +5,7 @@ use std::time::Duration;
 use wire::peer::Message;
 
 use super::Engine;
+use crate::book::Room;
 use crate::io::{Output, Peer, Why};
 use crate::peer::{Kind, Link};
 use crate::time::Time;
@@ -157,31 +158,39 @@ impl Engine {
         }
     }
 
-    fn is_hungry(&self) -> bool {
+    pub(super) fn is_hungry(&self) -> bool {
         !self.have.is_full() && self.links.len() + self.book.dialling() < HUNGRY_PEERS
     }
 
     fn dial(&mut self, out: &mut Vec<Output>) {
         self.book.expire(self.now.duration(), &mut self.chance);
-        while self.may_dial() {
-            let links = &self.links;
+        if !self.is_planned() {
+            self.book.believe(self.now.duration());
+        }
+        loop {
+            let (links, room) = (&self.links, self.room());
             let is_connected = |id: &_| links.iter().any(|link| link.id == *id);
-            let address = self.book.dial(self.now.duration(), is_connected, &mut self.chance);
+            let address = self.book.dial(self.now.duration(), room, is_connected, &mut self.chance);
             let Some(address) = address else { break };
             out.push(Output::Dial(address));
         }
     }
 
-    /// A complete peer is found by those who need it.
-    fn may_dial(&self) -> bool {
-        !self.have.is_full() && self.links.len() + self.book.dialling() < self.policy.dial_peers
+    /// Whom we may dial. A complete peer is found by those who need it.
+    fn room(&self) -> Room {
+        let taken = self.links.len() + self.book.dialling();
+        match () {
+            () if self.have.is_full() || taken >= self.policy.max_peers => Room::Nobody,
+            () if taken >= self.policy.dial_peers => Room::Chosen,
+            () => Room::Anybody,
+        }
     }
 
     fn next_due(&self) -> Time {
         let foreign = self.links.iter().any(|link| link.kind == Kind::Foreign);
         let links = self.links.iter().map(|link| self.link_due(link)).min().unwrap_or(Time::MAX);
         let herald = self.herald.deadline(self.is_hungry()).map_or(Time::MAX, Time::from);
-        let book = self.book.deadline(self.now.duration(), self.may_dial()).map_or(Time::MAX, Time::from);
+        let book = self.book.deadline(self.now.duration(), self.room()).map_or(Time::MAX, Time::from);
         let choker = if foreign { self.choker.deadline().into() } else { Time::MAX };
         let roster = if self.racks.changed && self.kin > 0 { self.now + ROSTER_SETTLES } else { Time::MAX };
         let sooner = links.min(herald).min(book).min(choker).min(roster);
