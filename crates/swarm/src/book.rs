@@ -104,9 +104,9 @@ impl Book {
         }
     }
 
-    /// There is nothing better than hearsay.
-    pub(crate) fn believe(&mut self, now: Duration) {
-        let rumours = std::mem::take(&mut self.rumours);
+    /// There is nothing better than hearsay for so many.
+    pub(crate) fn believe(&mut self, most: usize, now: Duration) {
+        let rumours = self.rumours.split_off(self.rumours.len().saturating_sub(most));
         self.found(&rumours, false, now);
     }
 
@@ -298,10 +298,11 @@ mod tests {
         assert_eq!(dial(&mut book, at(0)), Some(address(1)));
         book.rumoured(&(1..200).map(address).collect::<Vec<_>>(), &mut chance);
         assert_eq!((book.rumours.len(), dial(&mut book, at(0))), (MAX_RUMOURS, None));
-        book.believe(at(1));
-        assert!(book.rumours.is_empty());
+        book.believe(3, at(1));
+        assert_eq!(std::iter::from_fn(|| dial(&mut book, at(1))).count(), 3);
+        book.believe(usize::MAX, at(1));
         let dialled: Vec<SocketAddr> = std::iter::from_fn(|| dial(&mut book, at(1))).collect();
-        assert!(dialled.len() == MAX_RUMOURS && !dialled.contains(&address(1)), "{dialled:?}");
+        assert!(dialled.len() == MAX_RUMOURS - 3 && !dialled.contains(&address(1)), "{dialled:?}");
         assert!(dialled.iter().any(|address| address.port() > 100), "not the first ones only: {dialled:?}");
     }
 

@@ -8,6 +8,7 @@ use wire::announce::Guidance;
 use wire::peer::{ExtensionHandshake, ExtensionIds, MAX_PEX_PEERS, Pex, PexPeer, RackHello, RackMessage};
 
 use super::Engine;
+use super::upkeep::HUNGRY_PEERS;
 use crate::io::{Output, Peer};
 use crate::peer::Kind;
 use crate::policy::ChokerKind;
@@ -153,19 +154,23 @@ impl Engine {
         if !self.links.get(peer).is_some_and(|link| link.is_kin() || !self.private) {
             return;
         }
-        let addresses: Vec<SocketAddr> = pex.added.iter().map(|peer| peer.address).collect();
-        if self.is_planned() {
+        let is_met = |address: &SocketAddr| self.links.iter().any(|link| link.listens_at() == Some(*address));
+        let added = pex.added.iter().map(|peer| peer.address);
+        let addresses: Vec<SocketAddr> = added.filter(|address| !is_met(address)).collect();
+        if self.cooperative {
             self.book.rumoured(&addresses, &mut self.chance);
+            self.due = self.now;
         } else {
             self.found(&addresses, false);
         }
     }
 
-    /// A tracker of ours draws a better graph than hearsay does; and without
-    /// one, neighbours beyond the needed ones only cost announcements.
-    pub(super) fn is_planned(&self) -> bool {
-        let has_enough = self.links.len() + self.book.dialling() >= self.policy.dial_peers / 2;
-        self.cooperative && (has_enough || self.herald.is_guided()) && !self.is_hungry()
+    /// How many more neighbours we look for by hearsay: a tracker of ours draws
+    /// a better graph while it answers, and neighbours beyond the needed ones
+    /// only cost announcements.
+    pub(super) fn lacks_neighbours(&self) -> usize {
+        let enough = if self.herald.is_guided() { HUNGRY_PEERS } else { self.policy.dial_peers / 2 };
+        if self.have.is_full() { 0 } else { enough.saturating_sub(self.links.len() + self.book.dialling()) }
     }
 
     /// Somebody came, went, or may be told of others now.

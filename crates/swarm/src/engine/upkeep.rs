@@ -16,7 +16,7 @@ const SHORTEST_TICK: Duration = Duration::from_micros(500);
 
 /// With fewer neighbours than this we ask the tracker before its interval is
 /// over.
-const HUNGRY_PEERS: usize = 5;
+pub(super) const HUNGRY_PEERS: usize = 5;
 
 /// Members of a rack come and go in bursts; claims follow after this.
 pub(super) const ROSTER_SETTLES: Duration = Duration::from_millis(20);
@@ -158,15 +158,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn is_hungry(&self) -> bool {
+    fn is_hungry(&self) -> bool {
         !self.have.is_full() && self.links.len() + self.book.dialling() < HUNGRY_PEERS
     }
 
     fn dial(&mut self, out: &mut Vec<Output>) {
         self.book.expire(self.now.duration(), &mut self.chance);
-        if !self.is_planned() {
-            self.book.believe(self.now.duration());
-        }
+        self.book.believe(self.lacks_neighbours(), self.now.duration());
         loop {
             let (links, room) = (&self.links, self.room());
             let is_connected = |id: &_| links.iter().any(|link| link.id == *id);
