@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
-use wire::announce::{AnnounceRequest, AnnounceResponse, Answer, Guidance, MAX_RESPONSE_BYTES};
+use tokio::time::{Instant, timeout};
+use wire::announce::{AnnounceRequest, AnnounceResponse, Answer, Event as AnnounceEvent, Guidance, MAX_RESPONSE_BYTES};
 use wire::metainfo::InfoHash;
 use wire::peer::{PeerId, RackName};
 
@@ -26,6 +26,16 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The last word need not wait for a dead tracker.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What a tracker says again and again is logged again after this.
+const SAID_AGAIN: Duration = Duration::from_secs(300);
+
+/// Who refuses is asked again after this, and after twice as long each time: it
+/// may not know the torrent yet.
+const REFUSAL_RESTS: Duration = Duration::from_secs(10);
+
+/// Most that it becomes.
+const MOST_REST: Duration = Duration::from_secs(600);
 
 /// Without trackers there is nobody to ask again.
 const NO_TRACKER_INTERVAL: Duration = Duration::from_secs(3600);
@@ -65,6 +75,65 @@ struct Tracker {
     url: String,
     /// None for HTTP.
     udp: Option<UdpTracker>,
+    patience: Patience,
+}
+
+/// Why a tracker gave no peers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    what: String,
+    /// It heard us and does not want to. Asking again soon helps nobody.
+    refused: bool,
+}
+
+impl Trouble {
+    pub(super) fn refusal(what: String) -> Self {
+        Self { what, refused: true }
+    }
+}
+
+impl<T: Into<String>> From<T> for Trouble {
+    fn from(what: T) -> Self {
+        Self { what: what.into(), refused: false }
+    }
+}
+
+/// What is remembered of a tracker that gives no peers, or warns.
+#[derive(Debug, Clone, Default)]
+struct Patience {
+    /// What was logged of it last, and when.
+    said: Option<(String, Instant)>,
+    refusals: u32,
+    rests_until: Option<Instant>,
+}
+
+impl Patience {
+    /// Whether this is worth a line in the log.
+    fn is_news(&mut self, what: &str, now: Instant) -> bool {
+        let known = self.said.as_ref().is_some_and(|(said, at)| said == what && now < *at + SAID_AGAIN);
+        if !known {
+            self.said = Some((what.to_owned(), now));
+        }
+        !known
+    }
+
+    fn refused(&mut self, now: Instant) {
+        let rest = REFUSAL_RESTS.saturating_mul(1 << self.refusals.min(16)).min(MOST_REST);
+        self.rests_until = Some(now + rest);
+        self.refusals += 1;
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    /// It gave peers.
+    fn helped(&mut self, warns: bool) {
+        (self.refusals, self.rests_until) = (0, None);
+        if !warns {
+            self.said = None;
+        }
+    }
 }
 
 impl Announcer {
@@ -76,7 +145,7 @@ impl Announcer {
             if udp.is_none() && !is_http(url) {
                 return Err(Error::Tracker(url.clone()));
             }
-            Ok(Tracker { url: url.clone(), udp })
+            Ok(Tracker { url: url.clone(), udp, patience: Patience::default() })
         };
         let trackers = trackers.iter().map(parsed).collect::<Result<_, _>>()?;
         // A proxy from the environment would be the wrong way into the
@@ -137,24 +206,33 @@ impl Announcer {
             return Some(Announced { interval: NO_TRACKER_INTERVAL, peers: Vec::new(), guidance: None });
         }
         for at in 0..self.trackers.len() {
+            if self.trackers[at].patience.rests(Instant::now()) {
+                continue;
+            }
             match self.ask_one(at, progress).await {
-                Ok(response) => {
-                    let url = &self.trackers[at].url;
-                    if let Some(warning) = &response.warning {
-                        tracing::warn!(tracker = url, warning, "a tracker warns");
-                    }
-                    self.trackers[..=at].rotate_right(1);
-                    let peers = response.peers.iter().map(|peer| peer.address).collect();
-                    let interval = Duration::from_secs(response.interval_seconds.into());
-                    return Some(Announced { interval, peers, guidance: response.guidance });
-                }
-                Err(error) => tracing::warn!(tracker = self.trackers[at].url, %error, "a tracker gave no peers"),
+                Ok(response) => return Some(self.take(at, response)),
+                Err(trouble) => self.trackers[at].failed(trouble, progress.event),
             }
         }
         None
     }
 
-    async fn ask_one(&mut self, at: usize, progress: &swarm::Progress) -> Result<AnnounceResponse, String> {
+    /// Peers of a tracker, which is preferred from now on (BEP 12).
+    fn take(&mut self, at: usize, response: AnnounceResponse) -> Announced {
+        let Tracker { url, patience, .. } = &mut self.trackers[at];
+        if let Some(warning) = &response.warning
+            && patience.is_news(warning, Instant::now())
+        {
+            tracing::warn!(tracker = url, warning, "a tracker warns");
+        }
+        patience.helped(response.warning.is_some());
+        self.trackers[..=at].rotate_right(1);
+        let peers = response.peers.iter().map(|peer| peer.address).collect();
+        let interval = Duration::from_secs(response.interval_seconds.into());
+        Announced { interval, peers, guidance: response.guidance }
+    }
+
+    async fn ask_one(&mut self, at: usize, progress: &swarm::Progress) -> Result<AnnounceResponse, Trouble> {
         let request = AnnounceRequest {
             info_hash: self.speaker.names[0],
             peer_id: self.speaker.me,
@@ -168,28 +246,47 @@ impl Announcer {
             own_kind: true,
             rack: self.speaker.rack.clone(),
         };
-        let Tracker { url, udp } = &mut self.trackers[at];
+        let Tracker { url, udp, .. } = &mut self.trackers[at];
         if let Some(udp) = udp {
             let asked = timeout(ASK_DEADLINE, udp.ask(&request, self.speaker.listen.ip())).await;
-            return asked.unwrap_or_else(|_| Err("it did not answer in time".to_owned()));
+            return asked.unwrap_or_else(|_| Err("it did not answer in time".into()));
         }
         let separator = if url.contains('?') { '&' } else { '?' };
         let body = self.client.get(format!("{url}{separator}{}", request.encode_query())).send();
         match Answer::decode(&whole(body).await?).map_err(|error| error.to_string())? {
-            Answer::Failure(reason) => Err(format!("it refused: {reason}")),
+            Answer::Failure(reason) => Err(Trouble::refusal(format!("it refused: {reason}"))),
             Answer::Peers(response) => Ok(response),
         }
     }
 }
 
+impl Tracker {
+    /// Says so when that is new. A tracker that is silent at the end of the
+    /// swarm forgets us by itself.
+    fn failed(&mut self, trouble: Trouble, event: Option<AnnounceEvent>) {
+        let (now, Trouble { what, refused }) = (Instant::now(), trouble);
+        if refused {
+            self.patience.refused(now);
+        }
+        if event != Some(AnnounceEvent::Stopped) && self.patience.is_news(&what, now) {
+            tracing::warn!(tracker = self.url, error = what, "a tracker gave no peers");
+        } else {
+            tracing::debug!(tracker = self.url, error = what, "a tracker gave no peers");
+        }
+    }
+}
+
 /// A body of bounded length.
-async fn whole(sending: impl Future<Output = reqwest::Result<reqwest::Response>>) -> Result<Vec<u8>, String> {
-    let response = sending.await.and_then(reqwest::Response::error_for_status);
-    let mut response = response.map_err(|error| said(&error.without_url()))?;
+async fn whole(sending: impl Future<Output = reqwest::Result<reqwest::Response>>) -> Result<Vec<u8>, Trouble> {
+    let mut response = sending.await.map_err(|error| said(&error.without_url()))?;
+    if let Err(error) = response.error_for_status_ref() {
+        let what = said(&error.without_url());
+        return Err(if response.status().is_client_error() { Trouble::refusal(what) } else { what.into() });
+    }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| said(&error.without_url()))? {
         if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-            return Err(format!("its answer exceeds {MAX_RESPONSE_BYTES} bytes"));
+            return Err(format!("its answer exceeds {MAX_RESPONSE_BYTES} bytes").into());
         }
         body.extend_from_slice(&chunk);
     }
@@ -264,6 +361,53 @@ mod tests {
             let order: Vec<&String> = announcer.trackers.iter().map(|tracker| &tracker.url).collect();
             assert_eq!(order, [&good, &bad]);
         }
+    }
+
+    #[tokio::test]
+    async fn who_refuses_is_left_alone_for_a_while_and_who_is_broken_is_not() {
+        let refusal = b"d14:failure reason20:unregistered torrente".to_vec();
+        let cases = [
+            ("HTTP/1.0 200 OK\r\n\r\n", refusal, true),
+            ("HTTP/1.0 403 no\r\n\r\n", vec![], true),
+            ("HTTP/1.0 503 later\r\n\r\n", vec![], false),
+            ("HTTP/1.0 200 OK\r\n\r\n", b"<html>".to_vec(), false),
+        ];
+        for (head, body, rests) in cases {
+            let mut announcer = announcer(&[server(head, body).await]);
+            assert!(announcer.ask(&progress()).await.is_none());
+            let patience = &announcer.trackers[0].patience;
+            assert_eq!(patience.rests(Instant::now()), rests, "{head}");
+            assert!(patience.said.is_some(), "{head}");
+            assert!(announcer.ask(&progress()).await.is_none(), "the swarm goes on without");
+            assert_eq!(announcer.trackers[0].patience.refusals, u32::from(rests), "{head}: it was not asked again");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_logged_once_and_again_when_it_changes_or_after_minutes() {
+        let (mut patience, began) = (Patience::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let lines = (0..3600).step_by(5).filter(|now| patience.is_news("unregistered torrent", at(*now))).count();
+        assert_eq!(lines, 12);
+        assert!(patience.is_news("maintenance", at(3601)) && !patience.is_news("maintenance", at(3602)));
+        patience.helped(false);
+        assert!(patience.is_news("maintenance", at(3603)), "it had helped meanwhile");
+    }
+
+    #[test]
+    fn refusals_in_a_row_are_answered_with_longer_rests() {
+        let (mut patience, mut now) = (Patience::default(), Instant::now());
+        let mut rests = Vec::new();
+        for _ in 0..9 {
+            patience.refused(now);
+            let until = patience.rests_until.unwrap();
+            rests.push((until - now).as_secs());
+            assert!(patience.rests(now) && !patience.rests(until));
+            now = until;
+        }
+        assert_eq!(rests, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        patience.helped(false);
+        assert!(!patience.rests(now));
     }
 
     #[tokio::test]

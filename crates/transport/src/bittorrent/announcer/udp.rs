@@ -8,6 +8,8 @@ use tokio::time::timeout;
 use wire::announce::{AnnounceRequest, AnnounceResponse};
 use wire::udp_tracker::{Request, Response};
 
+use super::Trouble;
+
 /// How long the first answer may take; each time twice as long after that.
 /// BEP 15 says 15 s, which is for the Internet.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -45,7 +47,7 @@ impl UdpTracker {
 
     /// Announces; the caller sets the deadline. `from` is the address that
     /// others shall be told of.
-    pub(super) async fn ask(&mut self, announce: &AnnounceRequest, from: IpAddr) -> Result<AnnounceResponse, String> {
+    pub(super) async fn ask(&mut self, announce: &AnnounceRequest, from: IpAddr) -> Result<AnnounceResponse, Trouble> {
         let socket = self.connect(from).await?;
         let known = self.connection.take().filter(|(_, since)| since.elapsed() < ID_LIFE);
         if let Some((connection, since)) = known {
@@ -59,11 +61,11 @@ impl UdpTracker {
         let connection = match exchange(&socket, &Request::Connect { transaction: rand::random() }, TRIES).await? {
             Some(Response::Connect { connection, .. }) => connection,
             Some(other) => return announced(other),
-            None => return Err("it does not answer".to_owned()),
+            None => return Err("it does not answer".into()),
         };
         let answer = exchange(&socket, &self.request(connection, announce), TRIES).await?;
         self.connection = Some((connection, since));
-        answer.map_or_else(|| Err("it answered once and then no more".to_owned()), announced)
+        answer.map_or_else(|| Err("it answered once and then no more".into()), announced)
     }
 
     /// Only datagrams from the tracker come through a connected socket.
@@ -108,11 +110,11 @@ async fn exchange(socket: &UdpSocket, request: &Request, tries: u32) -> Result<O
     Ok(None)
 }
 
-fn announced(answer: Response) -> Result<AnnounceResponse, String> {
+fn announced(answer: Response) -> Result<AnnounceResponse, Trouble> {
     match answer {
         Response::Announce { response, .. } => Ok(response),
-        Response::Error { message, .. } => Err(format!("it refused: {message}")),
-        Response::Connect { .. } | Response::Scrape { .. } => Err("it answered something else".to_owned()),
+        Response::Error { message, .. } => Err(Trouble::refusal(format!("it refused: {message}"))),
+        Response::Connect { .. } | Response::Scrape { .. } => Err("it answered something else".into()),
     }
 }
 
