@@ -1,4 +1,4 @@
-//! The Debian packages that the demo and the tests need, and what each is for.
+//! The Debian packages that the demo, the tests and the bench need, and what each is for.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,6 +18,8 @@ pub(crate) enum For {
     Demo,
     /// The tests.
     Tests,
+    /// The bench.
+    Bench,
 }
 
 /// Package, who needs it, what for.
@@ -59,9 +61,12 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("libvirt-clients", For::Tests, "virsh, through which the libvirt driver works"),
     ("python3-libvirt", For::Tests, "what sushy-tools reaches libvirt with"),
     ("transmission-daemon", For::Tests, "an ordinary BitTorrent client"),
-    ("transmission-cli", For::Tests, "the same on the command line, for the bench"),
-    ("socat", For::Tests, "the plain TCP chain that the bench compares with"),
-    ("nginx-light", For::Tests, "the web server that the bench compares with"),
+    ("transmission-cli", For::Tests, "the same on the command line"),
+    ("ctorrent", For::Bench, "an ordinary BitTorrent client that is small and cheap"),
+    ("udpcast", For::Bench, "multicast"),
+    ("uftp", For::Bench, "multicast"),
+    ("socat", For::Bench, "the plain TCP chain"),
+    ("nginx-light", For::Bench, "the web server that few nodes are compared with"),
     ("openipmi", For::Tests, "ipmi_sim, a simulated management controller"),
     ("ipmitool", For::Tests, "drives management controllers"),
     ("postgresql", For::Tests, "the database that several controllers will share"),
@@ -153,11 +158,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_package_is_named_once_and_the_tests_need_what_the_demo_needs() {
+    fn every_package_is_named_once_and_each_needs_what_stands_before() {
         let names: std::collections::BTreeSet<&str> = PACKAGES.iter().map(|(name, ..)| *name).collect();
         assert_eq!(names.len(), PACKAGES.len());
-        assert_eq!(wanted(For::Tests).count(), PACKAGES.len());
-        assert!(wanted(For::Use).count() < wanted(For::Demo).count());
-        assert!(wanted(For::Demo).count() < PACKAGES.len());
+        assert_eq!(wanted(For::Bench).count(), PACKAGES.len());
+        let counts = [For::Use, For::Demo, For::Tests, For::Bench].map(|what_for| wanted(what_for).count());
+        assert!(counts.is_sorted_by(|fewer, more| fewer < more), "{counts:?}");
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -38,9 +40,22 @@ impl Group {
     }
 
     /// The file that takes the id of a process which is to belong to the group.
-    #[must_use]
-    pub fn door(&self) -> PathBuf {
+    fn door(&self) -> PathBuf {
         self.path.join("cgroup.procs")
+    }
+
+    /// A command that a shell runs: it puts itself into the group, waits for a line on its standard input where there
+    /// is a gate, and then the program takes its place, so that its first instruction is counted and timed.
+    #[must_use]
+    pub fn command(&self, line: &[String], gated: bool) -> Command {
+        let script = match gated {
+            true => "echo $$ >\"$0\" && read -r _ && exec \"$@\" </dev/null",
+            false => "echo $$ >\"$0\" && exec \"$@\"",
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(self.door()).args(line).process_group(0);
+        command.stdin(if gated { Stdio::piped() } else { Stdio::null() });
+        command
     }
 
     /// The processes in it.

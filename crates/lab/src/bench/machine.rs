@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 /// `/proc` counts CPU time in this many ticks a second on every Linux that has a `/proc/stat` for users.
 const TICKS: f64 = 100.0;
+/// Others may use this share of the cores, and this many seconds beside, before a run counts as disturbed.
+const FOREIGN_SHARE: f64 = 0.03;
+const FOREIGN_SECONDS: f64 = 0.3;
 /// Kernel threads have this flag (PF_KTHREAD).
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
@@ -52,8 +55,7 @@ impl Times {
 }
 
 /// CPU seconds used until now by all user processes that are not in `ours`, with their children that have ended.
-#[must_use]
-pub fn foreign_cpu_seconds(ours: &BTreeSet<u32>) -> f64 {
+fn foreign_cpu_seconds(ours: &BTreeSet<u32>) -> f64 {
     let Ok(entries) = fs::read_dir("/proc") else { return 0.0 };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| !ours.contains(pid)).filter_map(cpu_ticks_of).sum::<f64>() / TICKS
@@ -68,6 +70,59 @@ fn cpu_ticks_of(pid: u32) -> Option<f64> {
         return None;
     }
     Some(fields.get(11..15)?.iter().filter_map(|field| field.parse::<f64>().ok()).sum())
+}
+
+/// A stretch of time in which something is measured.
+#[derive(Debug)]
+pub struct Watch {
+    begun: Instant,
+    times: Times,
+    foreign: f64,
+}
+
+/// Who used the cores in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Used {
+    /// CPU seconds of everybody who did not give way.
+    pub busy: f64,
+    /// Share of the cores that nobody used.
+    pub idle_share: f64,
+    /// CPU seconds of others that did not give way.
+    pub foreign: f64,
+    /// CPU seconds that the host of this virtual machine took.
+    pub steal: f64,
+    /// That was too much.
+    pub noisy: bool,
+}
+
+impl Watch {
+    /// Begins. `ours` are the processes that are measured; this one belongs to them in any case.
+    #[must_use]
+    pub fn begin(ours: impl IntoIterator<Item = u32>) -> Watch {
+        let foreign = foreign_cpu_seconds(&with_us(ours));
+        Watch { foreign, times: Times::now(), begun: Instant::now() }
+    }
+
+    /// Ends. Where others give way to us, they do not disturb.
+    #[must_use]
+    pub fn end(&self, ours: impl IntoIterator<Item = u32>, others_give_way: bool) -> Used {
+        let elapsed = self.begun.elapsed().as_secs_f64();
+        let times = Times::now().since(&self.times);
+        let foreign = (foreign_cpu_seconds(&with_us(ours)) - self.foreign - times.nice).max(0.0);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let disturbed = foreign + times.steal > FOREIGN_SHARE * cpus * elapsed + FOREIGN_SECONDS;
+        Used {
+            busy: times.busy,
+            idle_share: times.free_share(),
+            foreign,
+            steal: times.steal,
+            noisy: disturbed && !others_give_way,
+        }
+    }
+}
+
+fn with_us(ours: impl IntoIterator<Item = u32>) -> BTreeSet<u32> {
+    ours.into_iter().chain([std::process::id()]).collect()
 }
 
 /// Waits until nobody else works, or the limit is over; the share of the cores that is free then.
@@ -116,6 +171,8 @@ mod tests {
         let now = Times::now();
         assert!(now.busy > 0.0 && (0.0..=1.0).contains(&now.free_share()));
         assert!(foreign_cpu_seconds(&BTreeSet::new()) > 0.0);
+        let used = Watch::begin([]).end([], true);
+        assert!(!used.noisy && used.foreign >= 0.0);
         assert!(!kernel().is_empty() && describe().contains(" x "));
     }
 }

@@ -59,11 +59,10 @@ pub trait Method {
     }
 }
 
-/// Every method that is no BitTorrent client of ours.
+/// Other clients and multicast.
 #[must_use]
 pub fn peers() -> Vec<Box<dyn Method>> {
     vec![
-        Box::new(chain::Chain),
         Box::new(aria2::Aria2),
         Box::new(ctorrent::Ctorrent),
         Box::new(multicast::Udpcast),

@@ -1,21 +1,26 @@
-//! The bench: files are delivered in network namespaces by our swarm and by others, on the same work, and measured.
+//! The bench: files are delivered in network namespaces by our swarm and by others, on the same work, and measured; one
+//! seeder on loopback; and the simulator.
 //!
-//! [`rows`] says what is delivered and what must come out, [`fabric`] builds the network, [`run`] watches one
-//! delivery, [`method`] holds the ways to deliver, [`report`] writes the tables.
+//! [`rows`] says what runs and what must come out. A delivery: [`fabric`] builds the network, [`run`] watches it,
+//! [`method`] holds the ways to deliver. [`egress`] is the seeder alone, [`simulate`] the simulator. [`record`] keeps what
+//! was measured, [`report`] writes the tables.
 
 pub mod content;
+pub mod egress;
 pub mod fabric;
 pub mod group;
 pub mod machine;
 pub mod method;
+pub mod record;
 pub mod report;
 pub mod rows;
 pub mod run;
+pub mod simulate;
 pub mod stage;
 pub mod swarm;
 pub mod theory;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,11 +30,15 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::scratch::Scratch;
 use crate::stop::Stop;
 use crate::{leftovers, tool};
+use content::Content;
+use egress::{Load, Way};
 use fabric::Fabric;
 use method::{Method, Ours};
-use report::{Line, Origin};
-use rows::{Beside, Row, Session, Task};
-use run::{Course, Measured, Setting};
+use record::{OURS, Origin, Outcome, Record, Session};
+use rows::{Beside, Job, Row, Task, Times};
+use run::{Course, Measured};
+use simulate::Simulated;
+use theory::Work;
 
 /// A run that others disturbed is repeated so often.
 const REPEATS: usize = 2;
@@ -74,50 +83,49 @@ pub struct Options {
 /// # Errors
 /// When the machine cannot run them at all. A delivery that fails is a result, not an error.
 pub fn run(options: &Options) -> Result<bool> {
-    tool::need_root()?;
-    let rows = chosen(&options.rows)?;
+    let rows = chosen(options)?;
+    if rows.iter().flat_map(|row| &row.jobs).any(Job::needs_root) {
+        tool::need_root()?;
+        leftovers::remove(&options.parent)?;
+    }
     let stop = Stop::on_signals()?;
-    leftovers::remove(&options.parent)?;
     rustix::process::setpriority_process(None, options.nice).context("cannot set the priority")?;
     let scratch = Scratch::new(&options.parent)?;
     // A copy in memory: the original may be built anew meanwhile, and no disk is waited for.
     let program = scratch.path().join("rackswarm");
     fs::copy(&options.program, &program).with_context(|| format!("cannot copy {}", options.program.display()))?;
 
-    let origin = Origin::find(options.command.clone(), options.nice);
-    let mut bench = Bench {
-        options,
-        stop,
-        folder: scratch.path().to_owned(),
-        program,
-        origin,
-        session: Session::default(),
-        lines: BTreeMap::new(),
-    };
-    let mut tasks: Vec<Task> = Vec::new();
-    for task in rows.iter().flat_map(|row| &row.tasks) {
-        if !tasks.iter().any(|known| known.name == task.name) {
-            tasks.push(*task);
+    let origin = Origin::find(options.command.clone(), &options.program, options.nice);
+    let version = egress::version(&program);
+    let folder = scratch.path().to_owned();
+    let mut bench = Bench { options, stop, folder, program, origin, version, session: Session::default() };
+    let mut jobs: Vec<Job> = Vec::new();
+    for job in rows.iter().flat_map(|row| &row.jobs) {
+        if !jobs.iter().any(|known| known.name() == job.name()) {
+            jobs.push(*job);
         }
     }
-    let outcome = tasks.iter().try_for_each(|task| bench.task(&bench_task(options, *task)));
+    let outcome = jobs.iter().try_for_each(|job| bench.job(job));
     // What was measured until an interruption is worth keeping.
-    let good = bench.tell(rows)?;
+    let good = bench.tell(&rows, outcome.is_ok())?;
     outcome.map(|()| good)
 }
 
-fn bench_task(options: &Options, task: Task) -> Task {
-    let task = if options.quick { rows::quick(task) } else { task };
-    Task { piece_bytes: options.piece_bytes.unwrap_or(task.piece_bytes), ..task }
-}
-
-fn chosen(ids: &[String]) -> Result<Vec<Row>> {
+/// The rows that were asked for, and those that share all of their runs, which come for nothing.
+fn chosen(options: &Options) -> Result<Vec<Row>> {
     let mut all = rows::all();
     let known: Vec<&str> = all.iter().map(|row| row.id).collect();
-    if let Some(unknown) = ids.iter().find(|id| !known.contains(&id.as_str())) {
+    if let Some(unknown) = options.rows.iter().find(|id| !known.contains(&id.as_str())) {
         bail!("there is no row `{unknown}`; there are {}", known.join(", "));
     }
-    all.retain(|row| ids.is_empty() || ids.iter().any(|id| id == row.id));
+    let is_asked = |row: &Row| options.rows.is_empty() || options.rows.iter().any(|id| id == row.id);
+    let names = |row: &Row| row.jobs.iter().map(Job::name).collect::<Vec<_>>();
+    let run: BTreeSet<String> = all.iter().filter(|row| is_asked(row)).flat_map(names).collect();
+    all.retain(|row| row.jobs.iter().all(|job| run.contains(&job.name())));
+    for job in all.iter_mut().flat_map(|row| &mut row.jobs) {
+        let other = options.piece_bytes.map_or(*job, |piece_bytes| job.with_pieces(piece_bytes));
+        *job = if options.quick { other.quick() } else { other };
+    }
     Ok(all)
 }
 
@@ -128,72 +136,139 @@ struct Bench<'a> {
     folder: PathBuf,
     program: PathBuf,
     origin: Origin,
+    /// Of our own program.
+    version: String,
     session: Session,
-    /// JSON by task.
-    lines: BTreeMap<String, Vec<String>>,
 }
 
 impl Bench<'_> {
-    /// Runs a task with every method, in turns, so that a change of the machine meets all of them.
-    fn task(&mut self, task: &Task) -> Result<()> {
+    fn job(&mut self, job: &Job) -> Result<()> {
         self.stop.check()?;
-        self.need_room(task)?;
+        match job {
+            Job::Delivery(task) => self.deliver(task),
+            Job::Egress(load) => self.give(&job.name(), load),
+            Job::Scenario(name, times) => {
+                let scenario = simulate::scenario(name, self.options.quick)?;
+                println!("==> {name}, simulated");
+                let runs = if *times == Times::Once { 1 } else { self.options.runs };
+                self.simulate(&job.name(), None, runs, |seed, setting| simulate::run(&scenario, seed, setting))
+            }
+            Job::Twin(task) => {
+                self.recall(task);
+                println!("==> {}, simulated", task.name);
+                let runs = self.options.runs;
+                self.simulate(&job.name(), Some(task.work()), runs, |seed, setting| simulate::twin(task, seed, setting))
+            }
+        }
+    }
+
+    /// Delivers with every method, in turns, so that a change of the machine meets all of them.
+    fn deliver(&mut self, task: &Task) -> Result<()> {
+        self.need_room(task.bytes * (task.plan.nodes() as u64 + 2), task.name)?;
         let files = Files::make(&self.folder, task)?;
         let methods = self.methods(task);
         println!("==> {}: {} nodes, {} MiB", task.name, task.plan.nodes(), task.bytes >> 20);
         let fabric = Fabric::build(task.plan)?;
         for number in 1..=self.options.runs {
             for method in &methods {
-                self.stop.check()?;
-                let measured = self.repeat(method.as_ref(), task, &files, &fabric);
-                self.stop.check()?;
-                self.keep(task, method.as_ref(), number, measured)?;
+                let setting = run::Setting {
+                    fabric: &fabric,
+                    work: task.work(),
+                    source: &files.source,
+                    before: files.before.as_deref(),
+                    program: &self.program,
+                    course: task.course,
+                    limit: task.limit(),
+                    patience: self.options.patience,
+                    shared: self.options.nice < 0,
+                    parent: &self.folder,
+                    stop: &self.stop,
+                };
+                let name = if task.mixed { OURS.to_owned() } else { method.name() };
+                let outcome = self.repeat(&name, || Outcome::Namespaces(run::run(method.as_ref(), &setting)))?;
+                self.keep((task.name, &name, number), method.version(), Some(task.work()), outcome);
             }
         }
         Ok(())
     }
 
-    fn repeat(&self, method: &dyn Method, task: &Task, files: &Files, fabric: &Fabric) -> Measured {
-        let setting = Setting {
-            fabric,
-            work: task.work(),
-            source: &files.source,
-            before: files.before.as_deref(),
-            program: &self.program,
-            course: task.course,
-            limit: task.limit(),
-            patience: self.options.patience,
-            shared: self.options.nice < 0,
-            parent: &self.folder,
-            stop: &self.stop,
-        };
-        let mut measured = run::run(method, &setting);
+    fn give(&mut self, job: &str, load: &Load) -> Result<()> {
+        self.need_room(load.bytes * (load.clients as u64 + 2), job)?;
+        fs::create_dir_all(self.folder.join("source"))?;
+        let source = self.folder.join("source").join(stage::FILE);
+        content::write(&source, load.bytes, Content::Random)?;
+        println!("==> {job}: {} clients, {} MiB", load.clients, load.bytes >> 20);
+        for number in 1..=self.options.runs {
+            for way in Way::ALL {
+                let setting = egress::Setting {
+                    program: &self.program,
+                    source: &source,
+                    parent: &self.folder,
+                    seed_words: &self.options.seed_words,
+                    fetch_words: &self.options.fetch_words,
+                    patience: self.options.patience,
+                    others_give_way: self.options.nice < 0,
+                    stop: &self.stop,
+                };
+                let outcome = self.repeat(way.name(), || Outcome::Loopback(egress::run(way, load, &setting)))?;
+                self.keep((job, way.name(), number), self.version.clone(), None, outcome);
+            }
+        }
+        Ok(())
+    }
+
+    fn simulate(
+        &mut self,
+        job: &str,
+        work: Option<Work>,
+        runs: usize,
+        run: impl Fn(u64, &simulate::Setting<'_>) -> Simulated,
+    ) -> Result<()> {
+        for number in 1..=runs {
+            let setting = simulate::Setting {
+                program: &self.program,
+                parent: &self.folder,
+                others_give_way: self.options.nice < 0,
+                // What another delivery is held against has no time of the wall.
+                patience: if work.is_some() { Duration::ZERO } else { self.options.patience },
+                stop: &self.stop,
+            };
+            let outcome = Outcome::Simulated(run(number as u64, &setting));
+            self.stop.check()?;
+            self.keep((job, OURS, number), self.version.clone(), work, outcome);
+        }
+        Ok(())
+    }
+
+    /// Measures again while others disturb.
+    fn repeat(&self, name: &str, measure: impl Fn() -> Outcome) -> Result<Outcome> {
+        self.stop.check()?;
+        let mut outcome = measure();
         for _ in 0..REPEATS {
-            if !measured.noisy || self.stop.check().is_err() {
+            if !outcome.noisy() || self.stop.check().is_err() {
                 break;
             }
-            println!("    {}: others used {:.1} s of CPU, once more", method.name(), measured.foreign_cpu);
-            measured = run::run(method, &setting);
+            println!("    {name}: others used {:.1} s of CPU, once more", outcome.foreign_cpu());
+            outcome = measure();
         }
-        measured
+        self.stop.check()?;
+        Ok(outcome)
     }
 
-    fn keep(&mut self, task: &Task, method: &dyn Method, number: usize, measured: Measured) -> Result<()> {
-        let (name, version) = (method.name(), method.version());
-        let name = if task.mixed { rows::OURS.to_owned() } else { name };
-        println!("    {}", told(&name, number, &measured));
-        let line = Line {
-            task: task.name,
-            method: &name,
-            version: &version,
-            run: number,
-            measured: &measured,
-            origin: &self.origin,
-        };
-        let line = serde_json::to_string(&line).context("cannot write JSON")?;
-        self.lines.entry(task.name.to_owned()).or_default().push(line);
-        self.session.0.entry((task.name.to_owned(), name)).or_default().push(measured);
-        Ok(())
+    fn keep(&mut self, (job, method, run): (&str, &str, usize), version: String, work: Option<Work>, outcome: Outcome) {
+        println!("    {}", told(method, run, &outcome));
+        let (job, method, origin) = (job.to_owned(), method.to_owned(), self.origin.clone());
+        self.session.add(Record { job, method, version, run, work, outcome, origin });
+    }
+
+    /// What the simulator is held against: this session's runs, or those of the same work that were kept.
+    fn recall(&mut self, task: &Task) {
+        let Some(row) = rows::measured_by(task.name).filter(|_| !self.session.has(task.name)) else { return };
+        let kept = Session::load(&self.options.out, row);
+        let records = kept.of_job(task.name).filter(|(method, _)| *method == OURS).flat_map(|(_, records)| records);
+        for record in records.filter(|record| record.work == Some(task.work())) {
+            self.session.add(record.clone());
+        }
     }
 
     fn methods(&self, task: &Task) -> Vec<Box<dyn Method>> {
@@ -228,14 +303,12 @@ impl Bench<'_> {
     }
 
     /// One file for the server and each node, and some for programs and pages.
-    fn need_room(&self, task: &Task) -> Result<()> {
-        let needed = task.bytes * (task.plan.nodes() as u64 + 2);
+    fn need_room(&self, needed: u64, job: &str) -> Result<()> {
         let space = rustix::fs::statvfs(&self.folder)?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         ensure!(
             needed <= free,
-            "{} needs {} MiB in {} and {} are free: make room, choose another with --work, or add --quick",
-            task.name,
+            "{job} needs {} MiB in {} and {} are free: make room, choose another with --work, or add --quick",
             needed >> 20,
             self.folder.display(),
             free >> 20
@@ -243,24 +316,26 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Prints the table and writes the files of every row that has results.
-    fn tell(&self, mut rows: Vec<Row>) -> Result<bool> {
-        for row in &mut rows {
-            row.tasks = row.tasks.iter().map(|task| bench_task(self.options, *task)).collect();
-        }
-        let is_complete = |row: &Row| row.tasks.iter().all(|task| self.lines.contains_key(task.name));
+    /// Prints the table and writes the files of every row that ran. One that was cut short is only printed, so that it
+    /// replaces no good result.
+    fn tell(&self, rows: &[Row], is_whole: bool) -> Result<bool> {
         println!("\n{}", report::head());
         let mut good = true;
-        for row in rows.iter().filter(|row| is_complete(row)) {
-            let lines: Vec<String> =
-                row.tasks.iter().filter_map(|task| self.lines.get(task.name)).flatten().cloned().collect();
-            report::write(&self.options.out, row, &self.session, &lines, &self.origin)?;
-            println!("{}", report::line(row, &self.session));
-            let figures = (row.figure)(&self.session);
-            good &= !figures.is_empty() && figures.iter().all(|figure| *figure <= row.required);
+        for row in rows.iter().filter(|row| row.jobs.iter().all(|job| self.session.has(&job.name()))) {
+            print!("{}", report::line(row, &self.session));
+            if is_whole || self.has_every_run(row) {
+                report::write(&self.options.out, row, &self.session)?;
+            }
+            good &= row.figures.iter().all(|figure| figure.is_met(&self.session));
         }
+        report::summary(&self.options.out)?;
         println!("\nmore in {}/ROW.md", self.options.out.display());
         Ok(good)
+    }
+
+    fn has_every_run(&self, row: &Row) -> bool {
+        let runs = |job: &Job| if matches!(job, Job::Scenario(_, Times::Once)) { 1 } else { self.options.runs };
+        row.jobs.iter().all(|job| self.session.of_job(&job.name()).all(|(_, records)| records.len() >= runs(job)))
     }
 }
 
@@ -285,20 +360,89 @@ impl Files {
     }
 }
 
-fn told(name: &str, number: usize, measured: &Measured) -> String {
-    if let Some(error) = &measured.error {
+fn told(name: &str, number: usize, outcome: &Outcome) -> String {
+    let error = match outcome {
+        Outcome::Namespaces(run) => &run.error,
+        Outcome::Loopback(run) => &run.error,
+        Outcome::Simulated(run) => &run.error,
+    };
+    if let Some(error) = error {
         return format!("{name} #{number}: failed: {error}");
     }
-    let over = measured.over_bound.map(|over| format!(" = {over:.3} x bound")).unwrap_or_default();
-    let racks = measured.rack_images.map(|images| format!(", rack {images:.2}")).unwrap_or_default();
-    let received = measured.received_images.map(|images| format!(", received {images:.4}")).unwrap_or_default();
+    let text = match outcome {
+        Outcome::Namespaces(run) => delivered(run),
+        Outcome::Loopback(run) => format!(
+            "{:.2} GB/s, CPU-s/GB: seeder {:.2}, clients {:.2}; idle {:.2}",
+            run.gigabytes_per_second, run.seeder_cpu_per_gb, run.clients_cpu_per_gb, run.idle_share
+        ),
+        Outcome::Simulated(run) => format!(
+            "{:.2} s = {:.4} x bound, in {:.1} s with {:.0} MB",
+            run.makespan,
+            run.over_bound,
+            run.wall,
+            run.resident_peak as f64 / 1e6
+        ),
+    };
+    format!("{name} #{number}: {text}{}", if outcome.noisy() { ", disturbed" } else { "" })
+}
+
+fn delivered(run: &Measured) -> String {
+    let over = run.over_bound.map(|over| format!(" = {over:.3} x bound")).unwrap_or_default();
+    let racks = run.rack_images.map(|images| format!(", rack {images:.2}")).unwrap_or_default();
+    let received = run.received_images.map(|images| format!(", received {images:.4}")).unwrap_or_default();
+    let killed = run.killed.map(|at| format!(", killed at {at:.1} s")).unwrap_or_default();
     format!(
-        "{name} #{number}: {:.2} s{over}, server {:.3} images{racks}{received}, CPU {:.2} s/GB/node, {:.1} MiB, idle {:.2}{}",
-        measured.makespan,
-        measured.server_images,
-        measured.cpu_per_gb_and_node,
-        measured.resident_peak as f64 / 1_048_576.0,
-        measured.idle_share,
-        if measured.noisy { ", disturbed" } else { "" }
+        "{:.2} s{over}{killed}, server {:.3} images{racks}{received}, CPU {:.2} s/GB/node, {:.1} MiB, idle {:.2}",
+        run.makespan,
+        run.server_images,
+        run.cpu_per_gb_and_node,
+        run.resident_peak as f64 / 1_048_576.0,
+        run.idle_share
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn options(rows: &[&str], quick: bool) -> Options {
+        Options {
+            rows: rows.iter().map(|row| (*row).to_owned()).collect(),
+            runs: 3,
+            quick,
+            peers: false,
+            alone: false,
+            program: PathBuf::new(),
+            out: PathBuf::new(),
+            parent: PathBuf::new(),
+            nice: 0,
+            patience: Duration::ZERO,
+            piece_bytes: None,
+            seed_words: Vec::new(),
+            fetch_words: Vec::new(),
+            command: String::new(),
+        }
+    }
+
+    #[test]
+    fn rows_that_share_their_runs_come_for_nothing() {
+        let ids =
+            |rows: &[&str]| -> Vec<&str> { chosen(&options(rows, false)).unwrap().iter().map(|row| row.id).collect() };
+        assert_eq!(ids(&["a"]), ["a", "f", "g"]);
+        assert_eq!(ids(&["e", "n"]), ["d", "e", "n"]);
+        assert_eq!(ids(&["p"]), ["p"]);
+        assert_eq!(ids(&[]).len(), rows::all().len());
+        let refused = chosen(&options(&["z"], false)).err().map(|error| error.to_string());
+        assert!(refused.unwrap().starts_with("there is no row `z`"));
+    }
+
+    #[test]
+    fn a_quick_delivery_and_its_twin_stay_the_same_work() {
+        let rows = chosen(&Options { piece_bytes: Some(1 << 20), ..options(&["a", "p"], true) }).unwrap();
+        let (ten, twin) = (rows[0].jobs[0], rows.last().unwrap().jobs[0]);
+        let (Job::Delivery(ten), Job::Twin(twin)) = (ten, twin) else { panic!("{ten:?}, {twin:?}") };
+        assert_eq!((ten.bytes, ten.piece_bytes), (32 << 20, 1 << 20));
+        assert_eq!(ten, twin);
+    }
 }

@@ -12,19 +12,21 @@ use serde_json::Value;
 
 use super::content;
 use super::fabric::{Counters, Fabric, Place};
-use super::machine::{self, Times};
+use super::machine::{self, Watch};
 use super::method::Method;
+use super::record::median;
 use super::stage::Stage;
-use super::theory::{self, Work};
+use super::theory::Work;
 use crate::stop::Stop;
 
 /// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(700);
+/// How often the bytes that arrived are counted.
+const COUNT: Duration = Duration::from_millis(100);
+/// The share of all bytes that has arrived when [`Course::Faulty`] strikes.
+const HALF: f64 = 0.5;
 /// Two hundred shells are started within seconds, on a busy machine too.
 const GATE_LIMIT: Duration = Duration::from_secs(60);
-/// Others may use this share of the cores, and this many seconds beside, before a run counts as disturbed.
-const FOREIGN_SHARE: f64 = 0.03;
-const FOREIGN_SECONDS: f64 = 0.3;
 
 /// What happens while the nodes fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,8 +36,8 @@ pub enum Course {
     Plain,
     /// Each node starts so much later than the one before.
     Staggered(Duration),
-    /// After this time the tracker and every tenth node are killed.
-    Faulty(Duration),
+    /// When half of all bytes have arrived, the tracker and every tenth node are killed.
+    Faulty,
     /// The nodes hold an older version of the file at the start.
     Again,
 }
@@ -88,6 +90,10 @@ pub struct Measured {
     pub over_best: Option<f64>,
     /// The makespan over the bound that counts rack uplinks too.
     pub over_bound: Option<f64>,
+    /// Until half of all bytes had arrived at the nodes' ports.
+    pub half: Option<f64>,
+    /// When the tracker and a tenth of the nodes were killed, with [`Course::Faulty`].
+    pub killed: Option<f64>,
     /// Sent by the server.
     pub server_images: f64,
     /// Into the rack that got most, over its uplink.
@@ -118,9 +124,13 @@ pub struct Measured {
     pub server_resident_peak: u64,
     /// Packets that full queues dropped.
     pub drops: u64,
-    /// Payload that a node received, as our own nodes say; the mean over them.
+    /// What TCP brought to a node, by its port; the mean over all that were not killed.
+    pub port_images: f64,
+    /// Bytes from peers, messages and all, as our own nodes say; the mean over them.
     pub received_images: Option<f64>,
-    /// Share of it that was received for nothing.
+    /// Payload among them.
+    pub payload_images: Option<f64>,
+    /// Share of the payload that was received for nothing.
     pub wasted_share: Option<f64>,
     /// Nodes of ours and their median, in a mixed swarm.
     pub ours_median: Option<f64>,
@@ -149,9 +159,11 @@ fn attempt(method: &dyn Method, setting: &Setting<'_>) -> Result<Measured> {
     let free_before = machine::wait_until_idle(setting.patience);
 
     let start = Baseline::take(&mut stage)?;
-    let finished =
-        Race { method, setting, released: vec![None; nodes], done: vec![None; nodes], lost: BTreeSet::new() }
-            .watch(&mut stage)?;
+    let finished = Race::new(method, setting, &start.counters).watch(&mut stage)?;
+    ensure!(
+        setting.course != Course::Faulty || finished.killed.is_some(),
+        "everybody was done before half of the bytes were seen to arrive"
+    );
     let mut measured = start.compare(&mut stage, setting, &finished)?;
     measured.free_before = free_before;
     accounts(&stage, setting, &mut measured);
@@ -172,20 +184,32 @@ struct Race<'a> {
     released: Vec<Option<SystemTime>>,
     done: Vec<Option<SystemTime>>,
     lost: BTreeSet<usize>,
+    /// When the gate opened.
+    counters: &'a Counters,
+    half: Option<Duration>,
+    killed: Option<Duration>,
 }
 
 /// Who needed how long.
 struct Finished {
     seconds: BTreeMap<usize, f64>,
     lost: BTreeSet<usize>,
-    elapsed: f64,
+    half: Option<f64>,
+    killed: Option<f64>,
 }
 
-impl Race<'_> {
+impl<'a> Race<'a> {
+    fn new(method: &'a dyn Method, setting: &'a Setting<'a>, counters: &'a Counters) -> Race<'a> {
+        let nodes = setting.fabric.plan().nodes();
+        let (released, done) = (vec![None; nodes], vec![None; nodes]);
+        Race { method, setting, released, done, lost: BTreeSet::new(), counters, half: None, killed: None }
+    }
+
     fn watch(mut self, stage: &mut Stage<'_>) -> Result<Finished> {
         let start = Instant::now();
-        let mut sampled = start;
-        let glance = Duration::from_millis(if self.done.len() > 60 { 50 } else { 10 });
+        let (mut sampled, mut counted) = (start, start);
+        // Others are done when their process has ended, which only a look tells.
+        let glance = Duration::from_millis(if self.done.len() > 60 { 50 } else { 5 });
         self.release(stage, Duration::ZERO)?;
         self.method.released(stage)?;
         loop {
@@ -193,13 +217,17 @@ impl Race<'_> {
             self.look(stage)?;
             let elapsed = start.elapsed();
             if self.left() == 0 {
-                return Ok(self.finished(elapsed));
+                return Ok(self.finished());
             }
             if elapsed > self.setting.limit {
                 bail!("{} of {} nodes are not done after {} s", self.left(), self.done.len(), elapsed.as_secs());
             }
             self.release(stage, elapsed)?;
-            self.disturb(stage, elapsed)?;
+            if counted.elapsed() >= COUNT {
+                self.count(stage, elapsed)?;
+                self.disturb(stage, elapsed)?;
+                counted = Instant::now();
+            }
             if sampled.elapsed() >= SAMPLE {
                 stage.groups().for_each(|(_, group)| group.sample());
                 sampled = Instant::now();
@@ -231,12 +259,22 @@ impl Race<'_> {
         Ok(())
     }
 
-    /// Kills the tracker and every tenth node, once.
+    fn count(&mut self, stage: &Stage<'_>, elapsed: Duration) -> Result<()> {
+        if self.half.is_none() {
+            let now = stage.fabric.ports()?;
+            let arrived: u64 = (0..self.done.len()).map(|node| now.node_received_since(self.counters, node)).sum();
+            let all = self.setting.work.bytes * self.done.len() as u64;
+            self.half = (arrived as f64 >= HALF * all as f64).then_some(elapsed);
+        }
+        Ok(())
+    }
+
+    /// Kills the tracker and every tenth node, once, at half-way.
     fn disturb(&mut self, stage: &mut Stage<'_>, elapsed: Duration) -> Result<()> {
-        let Course::Faulty(at) = self.setting.course else { return Ok(()) };
-        if elapsed < at || !self.lost.is_empty() {
+        if self.setting.course != Course::Faulty || self.half.is_none() || self.killed.is_some() {
             return Ok(());
         }
+        self.killed = Some(elapsed);
         ensure!(self.method.end_tracker(stage), "the tracker of {} cannot be killed alone", self.method.name());
         self.lost = (0..self.done.len()).filter(|node| node % 10 == 5).collect();
         for node in &self.lost {
@@ -252,40 +290,39 @@ impl Race<'_> {
         (0..self.done.len()).filter(waits).count()
     }
 
-    fn finished(self, elapsed: Duration) -> Finished {
+    fn finished(self) -> Finished {
         let took = |node: usize| {
             let (released, done) = (self.released[node]?, self.done[node]?);
             Some((node, done.duration_since(released).unwrap_or_default().as_secs_f64()))
         };
         let seconds = (0..self.done.len()).filter(|node| !self.lost.contains(node)).filter_map(took).collect();
-        Finished { seconds, lost: self.lost, elapsed: elapsed.as_secs_f64() }
+        let [half, killed] = [self.half, self.killed].map(|at| at.map(|at| at.as_secs_f64()));
+        Finished { seconds, lost: self.lost, half, killed }
     }
 }
 
 /// Counters at the moment when the gate opens.
 struct Baseline {
     counters: Counters,
-    times: Times,
-    foreign: f64,
+    watch: Watch,
 }
 
 impl Baseline {
     fn take(stage: &mut Stage<'_>) -> Result<Baseline> {
         stage.groups().for_each(|(_, group)| group.begin());
-        let counters = stage.fabric.counters()?;
-        Ok(Baseline { counters, foreign: machine::foreign_cpu_seconds(&ours(stage)), times: Times::now() })
+        Ok(Baseline { counters: stage.fabric.counters()?, watch: Watch::begin(measured_pids(stage)) })
     }
 
     fn compare(self, stage: &mut Stage<'_>, setting: &Setting<'_>, finished: &Finished) -> Result<Measured> {
-        let times = Times::now().since(&self.times);
-        let foreign = machine::foreign_cpu_seconds(&ours(stage)) - self.foreign;
+        let cores = self.watch.end(measured_pids(stage), setting.shared);
         let now = stage.fabric.counters()?;
         stage.groups().for_each(|(_, group)| group.sample());
         let size = setting.work.bytes as f64;
         let plan = stage.fabric.plan();
-        let images = |bytes: u64| theory::payload(bytes) / size;
+        let images = |bytes: u64| bytes as f64 / size;
         let racks = (0..plan.racks).filter(|_| plan.racks > 1);
         let rack_images = racks.map(|rack| images(now.into_rack_since(&self.counters, rack))).reduce(f64::max);
+        let arrived: u64 = finished.seconds.keys().map(|node| now.node_received_since(&self.counters, *node)).sum();
 
         let mut per_node: Vec<f64> = finished.seconds.values().copied().collect();
         let makespan = per_node.iter().copied().fold(0.0, f64::max);
@@ -295,21 +332,22 @@ impl Baseline {
             per_node: per_node.clone(),
             over_best: shaped.then(|| makespan / setting.work.best()),
             over_bound: shaped.then(|| makespan / setting.work.bound()),
-            server_images: images(now.server_since(&self.counters).sent),
+            half: finished.half,
+            killed: finished.killed,
+            server_images: images(now.server_sent_since(&self.counters)),
             rack_images,
-            cpu_machine: times.busy,
-            idle_share: times.free_share(),
-            foreign_cpu: (foreign - times.nice).max(0.0),
-            steal: times.steal,
+            port_images: images(arrived) / finished.seconds.len().max(1) as f64,
+            cpu_machine: cores.busy,
+            idle_share: cores.idle_share,
+            foreign_cpu: cores.foreign,
+            steal: cores.steal,
+            noisy: cores.noisy,
             drops: now.drops - self.counters.drops,
             ..Measured::default()
         };
         per_node.sort_by(f64::total_cmp);
         measured.first = per_node.first().copied().unwrap_or(0.0);
         measured.median = median(&per_node);
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let disturbed = measured.foreign_cpu + times.steal > FOREIGN_SHARE * cpus * finished.elapsed + FOREIGN_SECONDS;
-        measured.noisy = disturbed && !setting.shared;
         used(stage, setting, &mut measured);
         Ok(measured)
     }
@@ -349,9 +387,10 @@ fn accounts(stage: &Stage<'_>, setting: &Setting<'_>, measured: &mut Measured) {
     }
     let sum = |key: &str| nodes.iter().filter_map(|(_, value)| value[key].as_f64()).sum::<f64>();
     let count = nodes.len() as f64;
-    let received = sum("payload_received");
-    measured.received_images = Some(received / count / size);
-    measured.wasted_share = Some(sum("payload_wasted") / received.max(1.0));
+    let payload = sum("payload_received");
+    measured.received_images = Some(sum("wire_received") / count / size);
+    measured.payload_images = Some(payload / count / size);
+    measured.wasted_share = Some(sum("payload_wasted") / payload.max(1.0));
     if nodes.len() < measured.per_node.len() {
         let mut own: Vec<f64> = nodes.iter().filter_map(|(node, _)| measured.per_node.get(*node).copied()).collect();
         own.sort_by(f64::total_cmp);
@@ -359,20 +398,6 @@ fn accounts(stage: &Stage<'_>, setting: &Setting<'_>, measured: &mut Measured) {
     }
 }
 
-/// Our own processes and the measured ones.
-fn ours(stage: &mut Stage<'_>) -> BTreeSet<u32> {
-    let mut pids: BTreeSet<u32> = stage.groups().flat_map(|(_, group)| group.pids()).collect();
-    pids.insert(std::process::id());
-    pids
-}
-
-/// The middle of numbers in order; 0 of none.
-#[must_use]
-pub fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => 0.0,
-        count if count % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
+fn measured_pids(stage: &mut Stage<'_>) -> Vec<u32> {
+    stage.groups().flat_map(|(_, group)| group.pids()).collect()
 }

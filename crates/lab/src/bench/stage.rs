@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -181,20 +180,13 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// The shell puts itself into the group and waits at the gate; then the program takes its place, so that its first
-    /// instruction is counted and timed.
     fn spawn(&mut self, place: Place, line: &[String], gated: bool) -> Result<Option<ChildStdin>> {
         let Some(group) = self.groups.get(&place) else { bail!("there is no {}", word(place)) };
-        let script = match gated {
-            true => "echo $$ >\"$0\" && read -r _ && exec \"$@\" </dev/null",
-            false => "echo $$ >\"$0\" && exec \"$@\"",
-        };
         let home = self.home(place);
         let append = |name: &str| File::options().create(true).append(true).open(home.join(name));
         let (out, err) = (append("out")?, append("err")?);
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).arg(group.door()).args(line).current_dir(&home).env("HOME", &home);
-        command.stdin(if gated { Stdio::piped() } else { Stdio::null() }).stdout(out).stderr(err).process_group(0);
+        let mut command = group.command(line, gated);
+        command.current_dir(&home).env("HOME", &home).stdout(out).stderr(err);
         let mut child = self
             .fabric
             .inside(place, || command.spawn().with_context(|| format!("cannot start {}", line.join(" "))))?;

@@ -1,16 +1,12 @@
 //! What cannot be beaten: lower bounds of the time until the last node has everything.
 
+use serde::{Deserialize, Serialize};
+
 /// Share of a link's rate that is payload: 1448 of 1514 bytes of a full TCP segment on Ethernet.
 pub const PAYLOAD_SHARE: f64 = 1448.0 / 1514.0;
 
-/// Payload bytes of so many bytes on a link.
-#[must_use]
-pub fn payload(wire_bytes: u64) -> f64 {
-    wire_bytes as f64 * PAYLOAD_SHARE
-}
-
 /// A swarm on a fabric, as the bounds see it. Rates in bit/s.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     /// Bytes to deliver.
     pub bytes: u64,
