@@ -8,6 +8,7 @@ mod blocks;
 mod exchange;
 mod intake;
 mod messages;
+mod news;
 mod offers;
 mod peers;
 mod pull;
@@ -35,6 +36,7 @@ use crate::policy::{ChokerKind, Policy};
 use crate::shape::Shape;
 use crate::time::Time;
 use crate::uplink::Uplink;
+use news::News;
 use racks::Racks;
 
 /// The state of one download or seed.
@@ -82,9 +84,9 @@ pub struct Engine {
     /// From a request of ours until its first bytes come, as long as it was
     /// lately.
     wait: Duration,
-    /// Pieces of which kin were not told, and when they are.
-    news: Vec<u32>,
-    news_due: Time,
+    /// Pieces of which kin were not told, and of which seeds were not.
+    news: News,
+    seeds_news: News,
     /// When what was coming ended, or we asked whoever we could.
     hungry_since: Time,
     next_exchange: Time,
@@ -143,8 +145,8 @@ impl Engine {
             mates: Vec::new(),
             piece_time: Duration::ZERO,
             wait: Duration::ZERO,
-            news: Vec::new(),
-            news_due: Time::MAX,
+            news: News::none(),
+            seeds_news: News::none(),
             hungry_since: Time::ZERO,
             next_exchange: Time::MAX,
             fresh: Vec::new(),

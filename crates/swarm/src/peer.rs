@@ -9,7 +9,6 @@ use wire::peer::{Block, PeerId, RackHello};
 use crate::choker::Standing;
 use crate::holding::Holding;
 use crate::io::{Peer, PeerView, Side, Speaks};
-use crate::lanes::lane_of;
 use crate::picker::{Asker, Run};
 use crate::time::{Time, bytes_in};
 
@@ -96,6 +95,8 @@ pub(crate) struct Link {
     pub(crate) wants_us: bool,
     pub(crate) we_choke: bool,
     pub(crate) queue: VecDeque<Block>,
+    /// The piece of which parts were handed over and others are in the queue.
+    pub(crate) sending: Option<u32>,
     /// Bytes given to the driver and not reported sent.
     pub(crate) in_flight: u32,
     /// When the driver last took or sent something.
@@ -232,6 +233,7 @@ impl Link {
             wants_us: false,
             we_choke: true,
             queue: VecDeque::new(),
+            sending: None,
             in_flight: 0,
             sending_since: now,
             stalled: false,
@@ -245,12 +247,6 @@ impl Link {
             foreign: Some(Box::default()),
             hello: None,
         }
-    }
-
-    /// Of a piece that came into our rack, `mine`, mates hear, and of others
-    /// who may let it in.
-    pub(crate) fn hears_of(&self, piece: u32, mine: u16) -> bool {
-        self.rack == mine || self.lanes & (1 << lane_of(piece)) != 0
     }
 
     pub(crate) fn is_kin(&self) -> bool {

@@ -38,6 +38,8 @@ pub(crate) struct Uplink {
     /// Kin being served, and how many of them take nothing.
     transfers: usize,
     stalled: usize,
+    /// A foreign client may have a request in its queue.
+    foreign_waits: bool,
     /// Bytes of the last report.
     part: u32,
     /// What foreign clients may be sent beside kin, in bytes.
@@ -58,6 +60,7 @@ impl Uplink {
             handed: 0,
             transfers: 0,
             stalled: 0,
+            foreign_waits: false,
             part: 0,
             credit: 0,
             served: 0,
@@ -107,6 +110,8 @@ impl Uplink {
         }
         if link.is_kin() {
             self.queued += u64::from(block.length);
+        } else {
+            self.foreign_waits = true;
         }
         link.queue.push_back(block);
     }
@@ -143,6 +148,7 @@ impl Uplink {
         let at = self.next_kin(links, rack).or_else(|| self.next_foreign(links))?;
         let link = &mut links[at];
         let block = link.queue.pop_front()?;
+        link.sending = link.queue.front().is_some_and(|next| next.piece == block.piece).then_some(block.piece);
         self.served += 1;
         link.served = self.served;
         if link.is_kin() {
@@ -161,29 +167,39 @@ impl Uplink {
         Some((at, block))
     }
 
-    /// A transfer that goes on comes first; else the next begins if there is a
+    /// A piece that was begun comes first; else the next begins if there is a
     /// place, in the order of requests. What another rack waits for has places
     /// of its own and comes before the rest: all there wait for it.
     fn next_kin(&self, links: &Links, rack: u16) -> Option<usize> {
         if self.queued == 0 {
             return None;
         }
-        let waits = |link: &Link| link.is_kin() && !link.queue.is_empty();
         let ahead = AHEAD_BYTES.max(bytes_in(AHEAD_TIME, self.rate.known()));
-        let goes_on = |link: &Link| waits(link) && link.in_flight > 0 && u64::from(link.in_flight) <= ahead;
-        if let Some(at) = links.iter().position(goes_on) {
-            return Some(at);
-        }
         let brisk = self.transfers - self.stalled;
-        let is_far = |link: &Link| link.rack != rack;
-        let has_place = |link: &Link| brisk < self.most + if is_far(link) { self.most.div_ceil(2) } else { 0 };
-        let next = links.iter().enumerate().filter(|(_, link)| waits(link) && link.in_flight == 0 && has_place(link));
-        next.min_by_key(|(_, link)| (!is_far(link), link.sending_since, link.served)).map(|(at, _)| at)
+        let mut next = None;
+        for (at, link) in links.iter().enumerate() {
+            let Some(block) = link.queue.front().filter(|_| link.is_kin()) else { continue };
+            let is_idle = link.in_flight == 0;
+            if u64::from(link.in_flight) <= ahead && (!is_idle || link.sending == Some(block.piece)) {
+                return Some(at);
+            }
+            let is_far = link.rack != rack;
+            if is_idle && brisk < self.most + if is_far { self.most.div_ceil(2) } else { 0 } {
+                let order = (!is_far, link.sending_since, link.served);
+                if next.is_none_or(|(first, _)| order < first) {
+                    next = Some((order, at));
+                }
+            }
+        }
+        next.map(|(_, at)| at)
     }
 
     /// Every unchoked foreign client in turn, block by block, with what kin
     /// leaves them.
-    fn next_foreign(&self, links: &Links) -> Option<usize> {
+    fn next_foreign(&mut self, links: &Links) -> Option<usize> {
+        if !self.foreign_waits {
+            return None;
+        }
         let kin_waits = self.backlog() > 0;
         let can_take = |link: &Link| {
             !link.is_kin()
@@ -191,7 +207,9 @@ impl Uplink {
                 && link.queue.front().is_some_and(|block| !kin_waits || u64::from(block.length) <= self.credit)
         };
         let takers = links.iter().enumerate().filter(|(_, link)| can_take(link));
-        takers.min_by_key(|(_, link)| link.served).map(|(at, _)| at)
+        let next = takers.min_by_key(|(_, link)| link.served).map(|(at, _)| at);
+        self.foreign_waits = next.is_some() || links.iter().any(|link| !link.is_kin() && !link.queue.is_empty());
+        next
     }
 
     fn begin(&mut self, now: Time) {
@@ -328,6 +346,26 @@ mod tests {
         assert_eq!(next(&mut uplink, &mut links, at(0)), None);
         uplink.sent(&mut links[0], PIECE - AHEAD_BYTES as u32, at(2));
         assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 1)), "shortly before the end");
+    }
+
+    #[test]
+    fn a_long_piece_is_sent_to_its_end_before_others_are_served() {
+        let mut uplink = uplink(1);
+        let mut links = links(&[Kind::Kin, Kind::Kin]);
+        for part in [block(0, 0), block(0, 1), block(1, 0)] {
+            uplink.requested(&mut links[1], part, at(0));
+        }
+        uplink.requested(&mut links[0], piece(2), at(1));
+        let mut served = Vec::new();
+        while let Some((at_link, piece)) = next(&mut uplink, &mut links, at(2)) {
+            served.push((at_link, piece));
+            uplink.sent(
+                &mut links[at_link],
+                if at_link == 1 { BLOCK_BYTES } else { PIECE },
+                at(2 + served.len() as u64),
+            );
+        }
+        assert_eq!(served, [(1, 0), (1, 0), (0, 2), (1, 1)]);
     }
 
     #[test]

@@ -1,18 +1,12 @@
 //! Blocks are asked for, of foreign clients one by one, and come; pieces are
 //! judged.
 
-use std::time::Duration;
-
-use wire::peer::{BLOCK_BYTES, Block, Message, RackMessage};
+use wire::peer::{BLOCK_BYTES, Block, Message};
 
 use super::Engine;
 use crate::io::{Output, Peer, Why};
 use crate::peer::Kind;
 use crate::picker::{Arrival, Forgotten, Run, Supply};
-use crate::time::Time;
-
-/// Kin hear of a piece within half the time that one takes, and within this.
-const NEWS_WAIT: Duration = Duration::from_millis(250);
 
 /// Places for pieces that foreign clients leave to kin.
 const KIN_PLACES: usize = 2;
@@ -258,8 +252,7 @@ impl Engine {
         }
     }
 
-    /// Foreign clients are told at once; kin too of what none of them has, and
-    /// of the rest soon: several in one packet.
+    /// Foreign clients are told at once, kin soon.
     fn tell_everybody(&mut self, piece: u32, out: &mut Vec<Output>) {
         let is_twin = self.twins.contains(piece);
         let mut sated = Vec::new();
@@ -285,45 +278,13 @@ impl Engine {
         if is_twin || self.kin == 0 {
             return;
         }
-        if self.news.is_empty() {
-            self.news_due = self.now + (self.piece_time / 2).min(NEWS_WAIT);
-        }
-        self.news.push(piece);
-        if is_new || self.picker.is_almost_done() {
-            // At the end of this step.
-            self.news_due = self.now;
-        } else {
-            self.wake(self.news_due);
-        }
-    }
-
-    /// Tells those kin who miss the pieces, of other racks those who let them
-    /// in, and whoever chooses what to send by what others have.
-    pub(super) fn tell_news(&mut self, out: &mut Vec<Output>) {
-        if self.news_due > self.now || self.news.is_empty() {
-            return;
-        }
-        let backlog = self.uplink.backlog() / u64::from(self.shape.piece_length());
-        let backlog = u8::try_from(backlog).unwrap_or(u8::MAX);
-        let mine = self.racks.mine;
-        for link in self.links.iter_mut().filter(|link| link.is_kin()) {
-            let hears = |piece: &&u32| link.offers || !link.has.contains(**piece) && link.hears_of(**piece, mine);
-            let said = out.len();
-            let have = |piece: &u32| RackMessage::Have { piece: *piece, backlog };
-            out.extend(self.news.iter().filter(hears).map(have).map(|have| Output::Say(link.peer, have.into())));
-            if out.len() > said {
-                link.said = self.now;
-            }
-        }
-        self.news.clear();
-        self.news_due = Time::MAX;
+        self.report(piece, is_new);
     }
 
     fn completed(&mut self, out: &mut Vec<Output>) {
         self.herald.complete(self.now.duration());
         self.due = self.now;
-        self.news_due = self.now;
-        self.tell_news(out);
+        self.tell_all_news(out);
         // They heard of their lanes only.
         let far = self.links.peers(|link| link.is_kin() && link.rack != self.racks.mine);
         far.into_iter().for_each(|peer| self.say(peer, Message::HaveAll, out));

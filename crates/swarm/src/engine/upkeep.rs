@@ -192,7 +192,12 @@ impl Engine {
         let choker = if foreign { self.choker.deadline().into() } else { Time::MAX };
         let roster = if self.racks.changed && self.kin > 0 { self.now + ROSTER_SETTLES } else { Time::MAX };
         let sooner = links.min(herald).min(book).min(choker).min(roster);
-        sooner.min(self.next_exchange).min(self.news_due).min(self.starves_at()).min(self.offers_due())
+        sooner
+            .min(self.next_exchange)
+            .min(self.news.due)
+            .min(self.seeds_news.due)
+            .min(self.starves_at())
+            .min(self.offers_due())
     }
 
     fn link_due(&self, link: &Link) -> Time {
