@@ -154,7 +154,8 @@ pub struct NetworkModel {
     pub burst: Size,
     /// Most bytes of one connection under way (`blocks`).
     pub window: Size,
-    /// Parts in which a transfer is reported to both engines (`transfers`).
+    /// Parts in which the transfer of a piece is reported to both engines
+    /// (`transfers`).
     pub parts: u32,
     /// Acknowledgements of 66 bytes are sent for every so many packets; 0
     /// for none.

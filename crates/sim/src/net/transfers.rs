@@ -59,7 +59,8 @@ pub(crate) struct Transfers {
     open: Vec<(Nanos, u32)>,
     opened: Nanos,
     passed: Passed,
-    parts: u32,
+    /// Bytes that are reported together.
+    part: u32,
 }
 
 impl Network for Transfers {
@@ -75,7 +76,7 @@ impl Network for Transfers {
             open: Vec::new(),
             opened: 0,
             passed: Passed::default(),
-            parts: scenario.network.parts.max(1),
+            part: shape.piece_bytes(0).div_ceil(scenario.network.parts.max(1)).div_ceil(BLOCK_BYTES) * BLOCK_BYTES,
         }
     }
 
@@ -225,7 +226,7 @@ impl Transfers {
         self.ports.charge(route.to, route.from, acknowledgements);
         let direction = 2 * route.link as usize + usize::from(route.end);
         let arrives = self.ports.arrival(finish, route.from, route.to, direction);
-        let part = self.part(transfer.block);
+        let part = self.part.min(transfer.block.length);
         if let Some(transfer) = self.transfers.get_mut(number) {
             (transfer.leaves, transfer.arrives, transfer.took) = (leaves, arrives, [first, last]);
             agenda.at(transfer.leaves_at(part), Event::Network(LEFT, number));
@@ -233,15 +234,10 @@ impl Transfers {
         }
     }
 
-    /// Bytes that are reported together.
-    fn part(&self, block: Block) -> u32 {
-        block.length.div_ceil(self.parts).div_ceil(BLOCK_BYTES) * BLOCK_BYTES
-    }
-
     /// A part has left. With the last the uplink takes up the next transfer.
     fn left(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
         let Some(transfer) = self.transfers.get(number).copied() else { return };
-        let part = self.part(transfer.block).min(transfer.block.length - transfer.left);
+        let part = self.part.min(transfer.block.length - transfer.left);
         let block = Block { offset: transfer.block.offset + transfer.left, length: part, ..transfer.block };
         out.push(Delivery::Sent(transfer.route, block));
         let left = transfer.left + part;
@@ -249,7 +245,7 @@ impl Transfers {
             transfer.left = left;
         }
         if left < transfer.block.length {
-            let next = (left + self.part(transfer.block)).min(transfer.block.length);
+            let next = (left + self.part).min(transfer.block.length);
             return agenda.at(transfer.leaves_at(next), Event::Network(LEFT, number));
         }
         self.forget_done(number);
@@ -259,7 +255,7 @@ impl Transfers {
 
     fn arrived(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
         let Some(transfer) = self.transfers.get(number).copied() else { return };
-        let part = self.part(transfer.block).min(transfer.block.length - transfer.arrived);
+        let part = self.part.min(transfer.block.length - transfer.arrived);
         let block = Block { offset: transfer.block.offset + transfer.arrived, length: part, ..transfer.block };
         out.push(Delivery::Arrived(transfer.route, block));
         let arrived = transfer.arrived + part;
@@ -267,7 +263,7 @@ impl Transfers {
             transfer.arrived = arrived;
         }
         if arrived < transfer.block.length {
-            let next = (arrived + self.part(transfer.block)).min(transfer.block.length);
+            let next = (arrived + self.part).min(transfer.block.length);
             return agenda.at(transfer.arrives_at(next), Event::Network(ARRIVED, number));
         }
         self.forget_done(number);
