@@ -82,7 +82,8 @@ impl Method for Uftp {
 
     fn line(&self, stage: &Stage<'_>, node: usize) -> Line {
         let home = stage.home(Place::Node(node));
-        let mut line = line!["uftpd", "-d", "-I", "eth0", "-B", 4 << 20, "-D", home.display()];
+        // With -q it asks no name server who the server is: there is none, and the answer would come too late.
+        let mut line = line!["uftpd", "-d", "-q", "-I", "eth0", "-B", 4 << 20, "-D", home.display()];
         line.extend(hook(stage, Place::Node(node)).map(|hook| line!["-s", hook]).unwrap_or_default());
         line.extend(line!["-t", "-U", format!("0x{:08X}", 0x0a4d_0002 + node)]);
         line
