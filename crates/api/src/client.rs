@@ -1,9 +1,10 @@
 //! Client of the HTTP contract, for the CLI, the lab and the agent.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet::ids::{DeploymentId, NodeName, RackName};
+use fleet::ids::{DeploymentId, NodeName, RackName, SetName};
 use futures_util::{Stream, StreamExt};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
@@ -13,8 +14,8 @@ use thiserror::Error;
 use crate::Problem;
 use crate::agent::{Assignment, Heartbeat, Proof, Register, Report, Token};
 use crate::operator::{
-    DeploymentView, ImageView, NewDeployment, NewNode, NodeSettings, NodeView, RackSettings, RackView, Status,
-    StreamEvent, TimelineLine,
+    DeploymentView, ImageView, NewDeployment, NewNode, NewSet, NodeSettings, NodeView, PowerRequest, PowerResult,
+    RackSettings, RackView, SetView, Status, StreamEvent, SyncOptions, SyncReport, TimelineLine,
 };
 
 /// A request did not succeed. Grouped by what the caller can do.
@@ -64,6 +65,8 @@ impl ClientError {
 
 /// Largest answer that is read into memory, in bytes: a list of 100,000 nodes fits.
 const ANSWER_LIMIT_BYTES: usize = 256 << 20;
+/// A set may be asked for its machines for that long, and the answer takes its time too.
+const SET_LIMIT: Duration = Duration::from_secs(3_660);
 /// Longest line of the event stream, in bytes.
 const EVENT_LIMIT_BYTES: usize = 1 << 20;
 
@@ -186,6 +189,51 @@ impl Client {
         self.delete(&format!("/api/v1/racks/{name}")).await
     }
 
+    /// All sets of machines.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn sets(&self) -> Result<Vec<SetView>, ClientError> {
+        self.get("/api/v1/sets").await
+    }
+
+    /// Adds a set; the controller asks it for its machines first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn add_set(&self, set: &NewSet) -> Result<SetView, ClientError> {
+        self.send_within(SET_LIMIT, Method::POST, "/api/v1/sets", set).await
+    }
+
+    /// Removes a set; its nodes stay.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_set(&self, name: &SetName) -> Result<(), ClientError> {
+        self.delete(&format!("/api/v1/sets/{name}")).await
+    }
+
+    /// Asks a set for its machines and takes them in.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn sync_set(&self, name: &SetName, options: SyncOptions) -> Result<SyncReport, ClientError> {
+        self.send_within(SET_LIMIT, Method::POST, &format!("/api/v1/sets/{name}/sync"), &options).await
+    }
+
+    /// Switches or reads the power of nodes. Each result comes when it is there; the stream ends with the last one.
+    ///
+    /// # Errors
+    /// [`ClientError`], also as an item of the stream.
+    pub async fn power(
+        &self,
+        request: &PowerRequest,
+    ) -> Result<impl Stream<Item = Result<PowerResult, ClientError>> + use<>, ClientError> {
+        let url = self.url("/api/v1/power");
+        let response = self.check(self.http.post(&url).bearer_auth(&self.token.0).json(request)).await?;
+        Ok(items(response, Lines { rest: Vec::new(), url, before: b"" }))
+    }
+
     /// All images.
     ///
     /// # Errors
@@ -276,29 +324,7 @@ impl Client {
     pub async fn events(&self) -> Result<impl Stream<Item = Result<StreamEvent, ClientError>> + use<>, ClientError> {
         let url = self.url("/api/v1/events");
         let response = self.check(self.http.get(&url).bearer_auth(&self.token.0)).await?;
-        let lines = Lines { rest: Vec::new(), url: url.clone() };
-        let bytes = Box::pin(response.bytes_stream());
-        Ok(futures_util::stream::unfold(
-            (bytes, lines, Vec::<StreamEvent>::new()),
-            |(mut bytes, mut lines, mut ready)| async move {
-                loop {
-                    if !ready.is_empty() {
-                        let event = ready.remove(0);
-                        return Some((Ok(event), (bytes, lines, ready)));
-                    }
-                    match bytes.next().await? {
-                        Ok(chunk) => match lines.push(&chunk) {
-                            Ok(events) => ready = events,
-                            Err(error) => return Some((Err(error), (bytes, lines, ready))),
-                        },
-                        Err(error) => {
-                            let error = ClientError::Unreachable { url: lines.url.clone(), cause: causes(&error) };
-                            return Some((Err(error), (bytes, lines, ready)));
-                        }
-                    }
-                }
-            },
-        ))
+        Ok(items(response, Lines { rest: Vec::new(), url, before: b"data:" }))
     }
 
     /// Registers an agent.
@@ -359,12 +385,17 @@ impl Client {
         path: &str,
         body: &B,
     ) -> Result<T, ClientError> {
-        let request = self
-            .http
-            .request(method, self.url(path))
-            .bearer_auth(&self.token.0)
-            .timeout(Duration::from_secs(30))
-            .json(body);
+        self.send_within(Duration::from_secs(30), method, path, body).await
+    }
+
+    async fn send_within<B: Serialize, T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        let request = self.http.request(method, self.url(path)).bearer_auth(&self.token.0).timeout(limit).json(body);
         let response = self.check(request).await?;
         self.decode(response).await
     }
@@ -419,29 +450,55 @@ impl Client {
     }
 }
 
-/// Splits a server-sent event stream into its events.
+/// The items of a response that has one on each line.
+fn items<T: DeserializeOwned>(response: Response, lines: Lines) -> impl Stream<Item = Result<T, ClientError>> + use<T> {
+    let bytes = Box::pin(response.bytes_stream());
+    futures_util::stream::unfold((bytes, lines, VecDeque::new()), |(mut bytes, mut lines, mut ready)| async move {
+        loop {
+            if let Some(item) = ready.pop_front() {
+                return Some((Ok(item), (bytes, lines, ready)));
+            }
+            match bytes.next().await? {
+                Ok(chunk) => match lines.push(&chunk) {
+                    Ok(items) => ready.extend(items),
+                    Err(error) => return Some((Err(error), (bytes, lines, ready))),
+                },
+                Err(error) => {
+                    let error = ClientError::Unreachable { url: lines.url.clone(), cause: causes(&error) };
+                    return Some((Err(error), (bytes, lines, ready)));
+                }
+            }
+        }
+    })
+}
+
+/// Splits a stream into the items on its lines.
 struct Lines {
     rest: Vec<u8>,
     url: String,
+    /// What stands before an item; other lines are passed over.
+    before: &'static [u8],
 }
 
 impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Result<Vec<StreamEvent>, ClientError> {
+    fn push<T: DeserializeOwned>(&mut self, chunk: &[u8]) -> Result<Vec<T>, ClientError> {
         self.rest.extend_from_slice(chunk);
-        let mut events = Vec::new();
+        let mut items = Vec::new();
         while let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
-            // Comments keep the connection alive; `event:` repeats the tag in the data.
-            let Some(data) = line.strip_prefix(b"data:") else { continue };
-            let event = serde_json::from_slice(data)
+            // Comments and empty lines keep the connection alive; `event:` repeats the tag in the data.
+            let Some(data) = line.strip_prefix(self.before).filter(|data| !data.trim_ascii().is_empty()) else {
+                continue;
+            };
+            let item = serde_json::from_slice(data)
                 .map_err(|e| ClientError::NotUnderstood { url: self.url.clone(), cause: e.to_string() })?;
-            events.push(event);
+            items.push(item);
         }
         if self.rest.len() > EVENT_LIMIT_BYTES {
             let cause = format!("a line is longer than {EVENT_LIMIT_BYTES} bytes");
             return Err(ClientError::NotUnderstood { url: self.url.clone(), cause });
         }
-        Ok(events)
+        Ok(items)
     }
 }
 
@@ -464,7 +521,7 @@ mod tests {
     fn events_are_cut_out_of_any_chunks() {
         let stream = b": hello\n\nevent: missed\ndata: {\"type\":\"missed\"}\n\nevent: node_gone\ndata: {\"type\":\"node_gone\",\"name\":\"n1\"}\n\n";
         for size in 1..stream.len() {
-            let mut lines = Lines { rest: Vec::new(), url: String::new() };
+            let mut lines = Lines { rest: Vec::new(), url: String::new(), before: b"data:" };
             let events: Vec<StreamEvent> = stream.chunks(size).flat_map(|c| lines.push(c).unwrap()).collect();
             assert_eq!(events.len(), 2, "chunks of {size}");
             assert_eq!(events[0], StreamEvent::Missed);
@@ -473,8 +530,8 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_refused() {
-        let mut lines = Lines { rest: Vec::new(), url: String::new() };
-        assert!(lines.push(&vec![b'x'; EVENT_LIMIT_BYTES + 1]).is_err());
+        let mut lines = Lines { rest: Vec::new(), url: String::new(), before: b"" };
+        assert!(lines.push::<StreamEvent>(&vec![b'x'; EVENT_LIMIT_BYTES + 1]).is_err());
     }
 
     #[test]

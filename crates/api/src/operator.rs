@@ -1,13 +1,15 @@
 //! What operators ask and see.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use fleet::deployment::{Deployment, DeploymentState, ImageInfo, Outcome};
 use fleet::disk::DiskRule;
-use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
+use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use fleet::life::Stage;
-use fleet::node::{Beat, Firmware, Progress};
+use fleet::node::{Beat, Firmware, Power, Progress};
 use fleet::post::PostSettings;
+use fleet::set::{Member, Row};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -72,6 +74,16 @@ pub struct NodeView {
     pub approved: bool,
     /// Address of its power driver.
     pub power: String,
+    /// Its power when an operator last switched or read it since the controller started.
+    #[serde(default)]
+    pub power_state: Option<Power>,
+    /// When that was, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub power_read_at: Option<Millis>,
+    /// The set that it belongs to.
+    #[serde(default)]
+    pub member: Option<Member>,
     /// The address that it has or had last.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub address: Option<std::net::Ipv4Addr>,
@@ -267,6 +279,166 @@ impl From<&Deployment> for DeploymentView {
             outcomes: deployment.outcomes.clone(),
         }
     }
+}
+
+/// A set of machines to be added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewSet {
+    /// Its name, 1 to 63 of a-z, 0-9, `-` and `.`.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: SetName,
+    /// Its address, such as `redfish+http://admin@10.9.1.7` or `machines:/etc/rackswarm/machines.toml`.
+    pub address: String,
+    /// File on the controller that holds its secret, where its kind has one.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub credentials_file: Option<PathBuf>,
+    /// Rack of its machines where it does not tell one.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rack: Option<RackName>,
+    /// Add it although it does not answer now.
+    #[serde(default)]
+    pub unchecked: bool,
+}
+
+/// A set of machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SetView {
+    /// Its name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub name: SetName,
+    /// Its address.
+    pub address: String,
+    /// Rack of its machines where it does not tell one.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rack: Option<RackName>,
+    /// True where it stands in the controller's configuration.
+    pub configured: bool,
+    /// How many nodes belong to it.
+    pub nodes: u32,
+    /// How many of those it does not list any more.
+    pub missing: u32,
+    /// When its listing was last taken in, in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub synced_at: Option<Millis>,
+    /// What that came to, as a sentence.
+    pub synced: Option<String>,
+    /// How many machines it listed when it was added; nothing in other answers.
+    #[serde(default)]
+    pub listed: Option<u32>,
+}
+
+/// How a set is taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct SyncOptions {
+    /// Only say what would change.
+    pub dry_run: bool,
+    /// Take it as it is when more than half of the set's nodes are gone.
+    pub force: bool,
+}
+
+/// What a set's listing came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SyncReport {
+    /// The set.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub set: SetName,
+    /// True where nothing was changed.
+    pub dry_run: bool,
+    /// How many machines of each kind of row, as a sentence.
+    pub summary: String,
+    /// A row for each machine that is listed, then one for each that no longer is.
+    pub rows: Vec<Row>,
+}
+
+/// What may be asked of a machine's power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PowerAction {
+    /// Say whether it has power.
+    Status,
+    /// Give it power.
+    On,
+    /// Take its power at once, without asking its operating system.
+    Off,
+    /// Take its power and give it again.
+    Cycle,
+    /// Start it anew without taking its power, where its controller can do that; otherwise as `cycle`.
+    Reset,
+}
+
+/// Power to be switched or read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PowerRequest {
+    /// What to do.
+    pub action: PowerAction,
+    /// Nodes by name.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub nodes: Vec<NodeName>,
+    /// Racks, all nodes of each.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub racks: Vec<RackName>,
+    /// Switch nodes that are being deployed as well.
+    #[serde(default)]
+    pub force: bool,
+    /// How often each is tried where that may help, 1 to 5.
+    #[serde(default = "PowerRequest::usual_attempts")]
+    pub attempts: u32,
+}
+
+impl PowerRequest {
+    /// Attempts where nothing is said.
+    pub const ATTEMPTS: u32 = 2;
+
+    fn usual_attempts() -> u32 {
+        Self::ATTEMPTS
+    }
+}
+
+/// How a power operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PowerOutcome {
+    /// It is done and read back, as far as its driver can say.
+    Done,
+    /// A person has to do it; the sentence says what.
+    Asked,
+    /// It was not tried, because the node is being deployed.
+    Refused,
+    /// It failed.
+    Failed,
+}
+
+/// What came of a power operation on one node; a line of the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PowerResult {
+    /// The node.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub node: NodeName,
+    /// How it ended.
+    pub outcome: PowerOutcome,
+    /// The machine's power afterwards, as it was read.
+    pub power: Power,
+    /// What was done or why not, as a sentence.
+    pub text: String,
+    /// How often it was tried.
+    pub tries: u32,
+    /// From the request to this answer, in milliseconds; waiting for the controller's turn included.
+    pub milliseconds: u64,
 }
 
 /// How the controller is.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use boot::decide::{self, BootDecision};
 use boot::dhcp::{DhcpConfig, Mode};
 use boot::tftp::TftpConfig;
-use fleet::ids::Mac;
+use fleet::ids::{Mac, RackName, SetName};
 use fleet::plan::Policy;
 use fleet::post::{Network, PostSettings};
 use serde::Deserialize;
@@ -37,6 +37,8 @@ pub struct Config {
     pub post: PostSettings,
     /// `[node]`
     pub node: NodeConfig,
+    /// `[[set]]`: sets of machines.
+    pub set: Vec<SetConfig>,
 }
 
 /// `[server]`: where it keeps things and how it is reached.
@@ -134,6 +136,30 @@ impl Default for NodeConfig {
     }
 }
 
+/// `[[set]]`: machines that one owner lists.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetConfig {
+    /// Its name.
+    pub name: SetName,
+    /// Its address: the kind, where it is, and its options.
+    pub address: String,
+    /// File that holds its secret, where its kind has one.
+    pub credentials_file: Option<PathBuf>,
+    /// Rack of its machines where it does not tell one.
+    pub rack: Option<RackName>,
+}
+
+impl SetConfig {
+    /// The address with the file of the secret in it.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a sentence.
+    pub fn whole_address(&self) -> Result<String, String> {
+        power::set_address(&self.address, self.credentials_file.as_deref()).map_err(|error| error.to_string())
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -183,6 +209,7 @@ impl Config {
         }
         check_arguments(&self.boot.kernel_arguments).map_err(|why| format!("boot.kernel_arguments: {why}"))?;
         self.check_ranges()?;
+        self.check_sets()?;
         check_post(&self.post).map_err(|why| format!("post.{why}"))
     }
 
@@ -209,6 +236,16 @@ impl Config {
             if !(low..=high).contains(&value) {
                 return Err(format!("{key} is {value}, write {low} to {high}"));
             }
+        }
+        Ok(())
+    }
+
+    fn check_sets(&self) -> Result<(), String> {
+        for (index, set) in self.set.iter().enumerate() {
+            if self.set[..index].iter().any(|other| other.name == set.name) {
+                return Err(format!("there are two sets `{}`; give each a name of its own", set.name));
+            }
+            set.whole_address().map_err(|why| format!("set `{}`: {why}", set.name))?;
         }
         Ok(())
     }
@@ -292,6 +329,7 @@ pub fn print_config() -> String {
         Policy::DEFAULT_TOML,
         POST,
         NODE,
+        SETS,
     ]
     .map(str::trim_end)
     .join("\n\n")
@@ -365,6 +403,21 @@ heartbeat_seconds = 30
 watch_processes = []
 # Time limit of each built-in post action, in seconds.
 action_limit_seconds = 300
+";
+
+const SETS: &str = "\
+# Sets of machines that one owner lists; `rackswarm set sync NAME` makes nodes of them. Others are added with
+# `rackswarm set add`. The kinds and their options stand in docs/generated/power.md.
+# [[set]]
+# name = \"chassis3\"
+# address = \"redfish+http://admin@10.9.1.3\"
+# The file of its secret: a controller's password, a cloud's access key.
+# credentials_file = \"/etc/rackswarm/bmc-password\"
+# Rack of its machines where the set does not tell one.
+# rack = \"r3\"
+# [[set]]
+# name = \"hall1\"
+# address = \"machines:/etc/rackswarm/machines.toml\"
 ";
 
 /// Turns serde's list of known keys into a suggestion.
@@ -453,6 +506,7 @@ mod tests {
         let config = Config::parse(Path::new("examples"), &text).unwrap();
         assert_eq!(config.server.user.as_deref(), Some("rackswarm"));
         assert!(matches!(config.post.network, Some(Network::Static { .. })));
+        assert_eq!(config.set.len(), 2);
         assert!(config.post.script.is_some() && config.database.password_file.is_some());
     }
 
@@ -484,6 +538,11 @@ mod tests {
             ("[post]\nnetwork = { static = { address = \"10.0.0.7\" } }\n", "line 2: post.network"),
             ("[post]\nscript = { text = \"echo\" }\n", "line 2: post.script"),
             ("[swarm]\nlinger_seconds = -1\n", "line 2"),
+            ("[[set]]\nname = \"S 1\"\naddress = \"fake:x\"\n", "line 2"),
+            ("[[set]]\nname = \"s\"\naddress = \"pigeon:x\"\n", "set `s`: no kind of set"),
+            ("[[set]]\nname = \"s\"\naddress = \"redfish+http://admin@bmc\"\n", "password_file"),
+            ("[[set]]\nname = \"s\"\naddress = \"fake:x\"\ncredentials_file = \"/p\"\n", "takes no credentials file"),
+            ("[[set]]\nname = \"s\"\naddress = \"fake:x\"\n[[set]]\nname = \"s\"\naddress = \"fake:y\"\n", "two sets"),
             ("[server\n", "line 1"),
             ("[server]\n[server]\n", "line 2"),
         ] {

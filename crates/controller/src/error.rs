@@ -100,6 +100,9 @@ pub enum Error {
     /// The state could not be stored, so nothing was changed; trying again may help.
     #[error("nothing was changed, because the state could not be stored: {0}")]
     NotStored(String),
+    /// A set of machines did not answer as it should; asking again may help.
+    #[error("{0}")]
+    Set(String),
     /// An event was refused.
     #[error(transparent)]
     Refused(#[from] Refused),

@@ -382,7 +382,12 @@ fn stream_events(state: &State, policy: &Policy, changes: &[Change]) -> Vec<Stre
             Change::DropNode(name) => events.push(StreamEvent::NodeGone { name: name.clone() }),
             Change::Note(note) => events.push(StreamEvent::Timeline(view::line(note))),
             Change::PutDeployment(deployment) => events.push(StreamEvent::Deployment(deployment.into())),
-            Change::PutRack(_) | Change::DropRack(_) | Change::PutImage(_) | Change::DropImage(_) => {}
+            Change::PutRack(_)
+            | Change::DropRack(_)
+            | Change::PutSet(_)
+            | Change::DropSet(_)
+            | Change::PutImage(_)
+            | Change::DropImage(_) => {}
         }
     }
     let nodes = touched.into_iter().filter_map(|name| state.snapshot().nodes.get(name));

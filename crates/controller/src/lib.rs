@@ -16,8 +16,10 @@ pub mod keeper;
 pub mod privileges;
 pub mod reconcile;
 pub mod serve;
+pub mod sets;
 pub mod state;
 pub mod store;
+pub mod switchboard;
 pub mod token;
 pub mod view;
 

@@ -11,15 +11,14 @@ use fleet::ids::{Attempt, Millis, NodeName};
 use fleet::life::Stage;
 use fleet::plan::{Action, plan};
 use power::{BootDevice, Outcome};
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::keeper::Keeper;
+use crate::switchboard::{End, Switchboard, driver};
 
-/// Power drivers at work at the same time. Each may be a process of its own.
-const JOBS: usize = 128;
 /// Between two plans, so that a storm of events costs few of them.
 const PACE: Duration = Duration::from_millis(50);
 /// A result that could not be stored is told again so many times, a second apart.
@@ -27,11 +26,12 @@ const TELL_TRIES: u32 = 30;
 
 /// Plans and acts until `stop`; then waits for nothing, because whatever was
 /// begun is planned again at the next start.
-pub async fn run(keeper: Keeper, stop: CancellationToken) {
-    let mut at_work = AtWork::default();
+pub async fn run(keeper: Keeper, switchboard: Arc<Switchboard>, stop: CancellationToken) {
+    let mut at_work = AtWork::new(switchboard);
+    let begun = Arc::clone(&at_work.begun);
     loop {
         let now = keeper.now();
-        let mut next = keeper.read(|state| plan(state.snapshot(), keeper.policy(), now));
+        let mut next = keeper.read(|state| plan(state.snapshot(), keeper.policy(), &driver, now));
         for event in next.overdue.drain(..) {
             if let Err(error) = keeper.tell(event).await {
                 tracing::warn!(%error, "a passed deadline was not taken in");
@@ -46,6 +46,8 @@ pub async fn run(keeper: Keeper, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = keeper.changed() => {}
             () = at_work.ended() => {}
+            // A deadline counts from now on.
+            () = begun.notified() => {}
             () = sleep_until(&keeper, next.wake_at) => {}
         }
     }
@@ -63,21 +65,16 @@ struct AtWork {
     jobs: JoinSet<()>,
     nodes: BTreeMap<NodeName, Attempt>,
     ids: HashMap<Id, NodeName>,
-    slots: Arc<Semaphore>,
-}
-
-impl Default for AtWork {
-    fn default() -> Self {
-        Self {
-            jobs: JoinSet::new(),
-            nodes: BTreeMap::new(),
-            ids: HashMap::new(),
-            slots: Arc::new(Semaphore::new(JOBS)),
-        }
-    }
+    switchboard: Arc<Switchboard>,
+    /// Told when a job's turn has come.
+    begun: Arc<Notify>,
 }
 
 impl AtWork {
+    fn new(switchboard: Arc<Switchboard>) -> Self {
+        Self { jobs: JoinSet::new(), nodes: BTreeMap::new(), ids: HashMap::new(), switchboard, begun: Arc::default() }
+    }
+
     /// Begins an action unless the node has one. One for an older attempt must
     /// end first: two drivers at one switch would undo each other's work.
     fn begin(&mut self, keeper: &Keeper, action: Action) {
@@ -86,12 +83,26 @@ impl AtWork {
             return;
         }
         self.nodes.insert(node.clone(), attempt);
-        let (keeper, slots) = (keeper.clone(), Arc::clone(&self.slots));
+        let (keeper, switchboard, begun) = (keeper.clone(), Arc::clone(&self.switchboard), Arc::clone(&self.begun));
         let name = node.clone();
         let job = self.jobs.spawn(async move {
-            // Closed only with the process.
-            let Ok(_slot) = slots.acquire_owned().await else { return };
-            if let Some(event) = network_boot(&keeper, node, attempt, &power).await {
+            let about = match power::about(&power) {
+                Ok(about) => about,
+                Err(error) => {
+                    return tell(&keeper, Event::PowerFailed { node, attempt, reason: error.to_string() }).await;
+                }
+            };
+            let turn = switchboard.turn(&about).await;
+            if !wanted(&keeper, &node, attempt) {
+                return;
+            }
+            tell(&keeper, Event::PowerBegun { node: node.clone(), attempt }).await;
+            begun.notify_one();
+            let event = network_boot(&keeper, node, attempt, &power).await;
+            drop(turn);
+            if let Some(event) = event {
+                let end = if matches!(event, Event::PoweredOn { .. }) { End::Done } else { End::Failed };
+                switchboard.count(about.scheme, "network_boot", &end);
                 tell(&keeper, event).await;
             }
         });
@@ -119,9 +130,6 @@ fn crashed(error: &JoinError) -> Id {
 /// Boots a node from the network once. What comes of it is an event, or nothing
 /// when nobody wants it any more.
 async fn network_boot(keeper: &Keeper, node: NodeName, attempt: Attempt, power: &str) -> Option<Event> {
-    if !wanted(keeper, &node, attempt) {
-        return None;
-    }
     tracing::info!(%node, %attempt, stage = Stage::PoweringOn.as_str(), "booting it from the network");
     let failed = |reason: String| Some(Event::PowerFailed { node: node.clone(), attempt, reason });
     let driver = match power::open(power) {

@@ -27,7 +27,9 @@ use crate::error::Error;
 use crate::http::{self, App, OPERATOR_TOKEN_FILE, Parts};
 use crate::images::{ImageError, Images};
 use crate::keeper::Keeper;
-use crate::{privileges, reconcile, store, token};
+use crate::sets::Asking;
+use crate::switchboard::Switchboard;
+use crate::{privileges, reconcile, sets, store, token};
 
 /// Requests and transfers that are open at the end get this long.
 const GOODBYE: Duration = Duration::from_secs(4);
@@ -111,6 +113,8 @@ impl Bound {
         let (ending, last) = (CancellationToken::new(), CancellationToken::new());
         let (keeper, keeping) = Keeper::start(Arc::clone(&store), self.config.deploy.clone(), last.clone()).await?;
 
+        sets::settle(&keeper, &self.config.set).await?;
+
         let director = Arc::new(BootDirector::new(keeper.clone()));
         let services = Services::bind(&self.config.dhcp, &self.config.tftp, self.address.port(), director).await?;
         let (images, known) = open_images(&self.config, self.advertise, ending.clone()).await?;
@@ -119,8 +123,11 @@ impl Bound {
         }
 
         let listener = into_tokio(self.http)?;
+        let switchboard = Arc::new(Switchboard::default());
         let app = App::new(Parts {
             keeper: keeper.clone(),
+            switchboard: Arc::clone(&switchboard),
+            asking: Asking::default(),
             images,
             advertise: self.advertise,
             operator: token::hash(&token.0),
@@ -130,7 +137,7 @@ impl Bound {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(ends(http::serve(listener, app.router(), ending.clone())));
-        tasks.spawn(ends(reconcile::run(keeper, ending.clone())));
+        tasks.spawn(ends(reconcile::run(keeper, switchboard, ending.clone())));
         let booting = ending.clone();
         tasks.spawn(async move {
             services.run(booting.clone().cancelled_owned()).await?;

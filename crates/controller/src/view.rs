@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use api::operator::{DeployedView, NodeView, RackView, TimelineLine};
+use api::operator::{DeployedView, NodeView, RackView, SetView, TimelineLine};
 use fleet::change::Note;
 use fleet::life::Stage;
 use fleet::node::{Node, Rack};
 use fleet::plan::{Policy, deadline};
+use fleet::set::MachineSet;
 
 use crate::state::State;
+use crate::switchboard;
 
 /// A node with all that is known of it.
 #[must_use]
@@ -16,6 +18,7 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
     let live = state.snapshot().live.get(&node.name);
     let waits_for = match node.stage {
         Stage::Enrolled if !node.approved => "an operator to approve it",
+        Stage::PoweringOn if live.is_none_or(|live| live.switching.is_none()) => "its turn at its power controller",
         stage => stage.waits_for(),
     };
     NodeView {
@@ -25,6 +28,9 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         uuid: node.uuid,
         approved: node.approved,
         power: node.power.clone(),
+        power_state: live.and_then(|live| live.power).map(|(power, _)| power),
+        power_read_at: live.and_then(|live| live.power).map(|(_, at)| at),
+        member: node.member.clone(),
         address: state.address_of(node),
         disk: node.disk.clone(),
         post: node.post.clone(),
@@ -32,7 +38,7 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         stage: node.stage,
         stage_since: node.stage_since,
         waits_for: waits_for.to_owned(),
-        deadline: deadline(state.snapshot(), policy, node),
+        deadline: deadline(state.snapshot(), policy, &switchboard::driver, node),
         attempt: node.attempt.0,
         tries: node.tries,
         reason: node.reason.clone(),
@@ -69,6 +75,25 @@ pub fn line(note: &Note) -> TimelineLine {
 pub fn rack(state: &State, rack: &Rack) -> RackView {
     let nodes = state.snapshot().nodes.values().filter(|node| node.rack.as_ref() == Some(&rack.name));
     RackView { name: rack.name.clone(), post: rack.post.clone(), stages: stages(nodes) }
+}
+
+/// A set, with how many nodes belong to it.
+#[must_use]
+pub fn set(state: &State, set: &MachineSet) -> SetView {
+    let nodes = state.snapshot().nodes.values();
+    let members = || nodes.clone().filter_map(|node| node.member.as_ref()).filter(|member| member.set == set.name);
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    SetView {
+        name: set.name.clone(),
+        address: set.address.clone(),
+        rack: set.rack.clone(),
+        configured: set.configured,
+        nodes: count(members().count()),
+        missing: count(members().filter(|member| member.missing_since.is_some()).count()),
+        synced_at: set.synced.as_ref().map(|synced| synced.at),
+        synced: set.synced.as_ref().map(|synced| synced.text.clone()),
+        listed: None,
+    }
 }
 
 /// How many of these nodes are in each stage; stages without nodes are left out.

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::deployment::{Deployment, ImageInfo};
-use crate::ids::{Attempt, DeploymentId, ImageName, Mac, Millis, NodeName, RackName};
+use crate::ids::{Attempt, DeploymentId, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use crate::life::Stage;
 use crate::node::{Live, Node, Rack};
+use crate::set::MachineSet;
 
 /// A line of a node's timeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,10 @@ pub enum Change {
     DropRack(RackName),
     /// A deployment is new or different.
     PutDeployment(Deployment),
+    /// A set is new or different.
+    PutSet(MachineSet),
+    /// A set is gone; its nodes stay.
+    DropSet(SetName),
     /// A line of a timeline.
     Note(Note),
     /// An image can be deployed. Not stored: the registry is the truth.
@@ -72,6 +78,8 @@ pub struct Snapshot {
     pub racks: BTreeMap<RackName, Rack>,
     /// All deployments, ended ones included.
     pub deployments: BTreeMap<DeploymentId, Deployment>,
+    /// All sets of machines.
+    pub sets: BTreeMap<SetName, MachineSet>,
     /// Images that can be deployed.
     pub images: BTreeMap<ImageName, ImageInfo>,
     /// What is known only while this process runs.
@@ -103,6 +111,12 @@ impl Snapshot {
             Change::PutDeployment(deployment) => {
                 self.deployments.insert(deployment.id, deployment.clone());
             }
+            Change::PutSet(set) => {
+                self.sets.insert(set.name.clone(), set.clone());
+            }
+            Change::DropSet(name) => {
+                self.sets.remove(name);
+            }
             Change::PutImage(image) => {
                 self.images.insert(image.name.clone(), image.clone());
             }
@@ -120,6 +134,14 @@ impl Snapshot {
     #[must_use]
     pub fn node_of(&self, mac: Mac) -> Option<&Node> {
         self.macs.get(&mac).and_then(|name| self.nodes.get(name))
+    }
+
+    /// The node of which nothing but this UUID is known. None where several nodes have the UUID: boards whose maker gave
+    /// all the same are not told apart by it.
+    #[must_use]
+    pub fn awaited(&self, uuid: Uuid) -> Option<&Node> {
+        let mut found = self.nodes.values().filter(|node| node.uuid == Some(uuid));
+        found.next().filter(|node| node.macs.is_empty() && found.next().is_none())
     }
 
     /// The deployment that a node takes part in.

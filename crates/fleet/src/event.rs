@@ -4,10 +4,11 @@ use uuid::Uuid;
 
 use crate::deployment::ImageInfo;
 use crate::disk::DiskRule;
-use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName};
+use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName, SetName};
 use crate::life::Stage;
-use crate::node::{Beat, Firmware, Progress, Rack, TokenHash};
+use crate::node::{Beat, Firmware, Power, Progress, Rack, TokenHash};
 use crate::post::PostSettings;
+use crate::set::{Listed, MachineSet};
 
 /// What an operator may set of a node; `None` leaves it as it is.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -65,6 +66,24 @@ pub enum Event {
     PutRack(Rack),
     /// An operator removes a rack that holds no nodes.
     RemoveRack(RackName),
+    /// A set of machines is added, or stands in the configuration.
+    PutSet(MachineSet),
+    /// A set is removed; its nodes stay.
+    RemoveSet {
+        /// The set.
+        set: SetName,
+        /// True where it has gone from the configuration.
+        configured: bool,
+    },
+    /// A set was asked for its machines.
+    SetListed {
+        /// The set.
+        set: SetName,
+        /// All of its machines.
+        listed: Vec<Listed>,
+        /// Whether more than half of its nodes may be gone at once.
+        force: bool,
+    },
     /// An operator deploys an image.
     Deploy {
         /// The image.
@@ -116,6 +135,22 @@ pub enum Event {
         bytes: u64,
     },
 
+    /// The power driver's turn has come for an attempt.
+    PowerBegun {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// A node's power was switched or read for an operator.
+    PowerRead {
+        /// The node.
+        node: NodeName,
+        /// What was read.
+        power: Power,
+        /// What was done, as a sentence; nothing where it was only read.
+        text: Option<String>,
+    },
     /// The power driver switched a node on.
     PoweredOn {
         /// The node.

@@ -90,6 +90,11 @@ name!(
     ImageName
 );
 
+name!(
+    /// The name of a set of machines; the same alphabet as node names.
+    SetName
+);
+
 impl NodeName {
     /// The name a machine gets that nobody has named: `node-` and its MAC.
     #[must_use]

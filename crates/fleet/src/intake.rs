@@ -6,10 +6,11 @@ use uuid::Uuid;
 use crate::change::{Change, Note, Snapshot};
 use crate::deployment::{Deployment, DeploymentState, Outcome};
 use crate::event::{Event, NodeEdit};
-use crate::ids::{Attempt, BadId, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
+use crate::ids::{Attempt, BadId, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use crate::life::{self, Cause, Stage};
 use crate::node::{Deployed, Firmware, Live, Node, TokenHash};
 use crate::plan::Policy;
+use crate::set::{MachineSet, compare};
 
 /// Why an event changes nothing. Grouped by what the sender should do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -17,7 +18,7 @@ pub enum Refused {
     /// It names something that does not exist.
     #[error("there is no {what} `{name}`; `rackswarm {what} list` shows what there is")]
     NotFound {
-        /// node, rack, image or deployment.
+        /// node, rack, set, image or deployment.
         what: &'static str,
         /// What was named.
         name: String,
@@ -100,6 +101,11 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         Event::RemoveNode { node } => remove_node(snapshot, node),
         Event::PutRack(rack) => Ok(vec![Change::PutRack(rack.clone())]),
         Event::RemoveRack(rack) => remove_rack(snapshot, rack),
+        Event::PutSet(set) => put_set(snapshot, set),
+        Event::RemoveSet { set, configured } => remove_set(snapshot, set, *configured),
+        Event::SetListed { set, listed, force } => {
+            Ok(compare(snapshot, now, find_set(snapshot, set)?, listed, *force)?.changes)
+        }
         Event::Deploy { image, nodes } => deploy(snapshot, now, image, nodes),
         Event::Cancel(id) => cancel(snapshot, now, *id),
         Event::ImageSealed(image) => Ok(vec![Change::PutImage(image.clone())]),
@@ -117,6 +123,21 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
             by_mac(snapshot, now, *mac, Cause::KernelSent, "kernel_sent", &format!("{file} sent, {bytes} bytes"))
         }
         Event::ScriptAsked { mac, uuid, token } => script_asked(snapshot, policy, now, *mac, *uuid, token),
+        Event::PowerBegun { node, attempt } => {
+            let mut draft = Draft::of(snapshot, now, node, *attempt)?;
+            if draft.node.stage == Stage::PoweringOn {
+                draft.live.switching = Some(now);
+            }
+            Ok(draft.finish())
+        }
+        Event::PowerRead { node, power, text } => {
+            let mut draft = Draft::any_attempt(snapshot, now, node)?;
+            draft.live.power = Some((*power, now));
+            if let Some(text) = text {
+                draft.note("power", text);
+            }
+            Ok(draft.finish())
+        }
         Event::PoweredOn { node, attempt, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             draft.advance(Cause::PoweredOn, "powered_on", text);
@@ -246,6 +267,7 @@ impl<'a> Draft<'a> {
             self.node.stage = stage;
             self.node.stage_since = self.now;
             self.live.advanced = None;
+            self.live.switching = None;
         }
     }
 
@@ -275,6 +297,7 @@ impl<'a> Draft<'a> {
         self.node.boot_token = None;
         self.live.progress = None;
         self.live.heard = None;
+        self.live.switching = None;
         if retry && self.node.tries < policy.attempts {
             let pause = policy.pause_milliseconds(&self.node.name, self.node.tries);
             let next = self.node.tries + 1;
@@ -323,7 +346,8 @@ impl<'a> Draft<'a> {
         if self.before != Some(&self.node) {
             changes.push(Change::PutNode(Box::new(self.node)));
         }
-        if self.snapshot.live.get(&name) != Some(&self.live) && self.live != Live::default() {
+        let nothing = Live::default();
+        if *self.snapshot.live.get(&name).unwrap_or(&nothing) != self.live {
             changes.push(Change::PutLive(name, self.live));
         }
         changes.extend(self.notes.into_iter().map(Change::Note));
@@ -486,6 +510,7 @@ fn deploy(snapshot: &Snapshot, now: Millis, image: &ImageName, nodes: &[NodeName
                 node.stage
             )));
         }
+        check_machine(node)?;
         if outcomes.insert(name.clone(), Outcome::Pending).is_some() {
             continue;
         }
@@ -498,7 +523,7 @@ fn deploy(snapshot: &Snapshot, now: Millis, image: &ImageName, nodes: &[NodeName
         draft.node.boot_token = None;
         draft.node.pending_token = None;
         draft.node.target = None;
-        draft.live = Live { beat: draft.live.beat.clone(), ..Live::default() };
+        draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
         draft.advance(Cause::Assigned, "assigned", &format!("image {image} ({}) assigned by {id}", info.digest));
         drafts.push(draft);
     }
@@ -513,6 +538,56 @@ fn deploy(snapshot: &Snapshot, now: Millis, image: &ImageName, nodes: &[NodeName
         outcomes,
     })];
     changes.extend(drafts.into_iter().flat_map(Draft::finish));
+    Ok(changes)
+}
+
+/// Refuses a machine that is gone, or that could not be recognised when it boots.
+fn check_machine(node: &Node) -> Result<(), Refused> {
+    let name = &node.name;
+    if let Some(member) = node.member.as_ref().filter(|member| member.missing_since.is_some()) {
+        return Err(Refused::Conflict(format!(
+            "set `{0}` does not list node `{name}` any more; `rackswarm set sync {0}` when it is back",
+            member.set
+        )));
+    }
+    if node.macs.is_empty() && node.uuid.is_none() {
+        return Err(Refused::Conflict(format!(
+            "node `{name}` could not be recognised when it boots; `rackswarm node set {name} --mac` first"
+        )));
+    }
+    Ok(())
+}
+
+fn find_set<'a>(snapshot: &'a Snapshot, name: &SetName) -> Result<&'a MachineSet, Refused> {
+    snapshot.sets.get(name).ok_or_else(|| Refused::NotFound { what: "set", name: name.to_string() })
+}
+
+fn put_set(snapshot: &Snapshot, set: &MachineSet) -> Result<Vec<Change>, Refused> {
+    let before = snapshot.sets.get(&set.name);
+    if before.is_some() && !set.configured {
+        return Err(Refused::Conflict(format!(
+            "there is a set `{0}` already; `rackswarm set remove {0}` first, its nodes stay",
+            set.name
+        )));
+    }
+    if let Some(other) = snapshot.sets.values().find(|other| other.name != set.name && other.address == set.address) {
+        return Err(Refused::Conflict(format!("set `{}` has this address already", other.name)));
+    }
+    let set = MachineSet { synced: before.and_then(|set| set.synced.clone()), ..set.clone() };
+    Ok(if before == Some(&set) { Vec::new() } else { vec![Change::PutSet(set)] })
+}
+
+fn remove_set(snapshot: &Snapshot, name: &SetName, configured: bool) -> Result<Vec<Change>, Refused> {
+    let set = find_set(snapshot, name)?;
+    if set.configured && !configured {
+        return Err(Refused::Conflict(format!(
+            "set `{name}` stands in the controller's configuration; remove it there and restart the controller"
+        )));
+    }
+    let mine = |node: &&Node| node.member.as_ref().is_some_and(|member| member.set == *name);
+    let nodes = snapshot.nodes.values().filter(mine).cloned();
+    let mut changes: Vec<Change> = nodes.map(|node| Change::PutNode(Box::new(Node { member: None, ..node }))).collect();
+    changes.push(Change::DropSet(name.clone()));
     Ok(changes)
 }
 
@@ -549,10 +624,15 @@ fn sighted(
     firmware: Option<Firmware>,
     uuid: Option<Uuid>,
 ) -> Result<Vec<Change>, Refused> {
-    let Some(known) = snapshot.node_of(mac) else {
+    let awaited = || firmware.and(uuid).and_then(|uuid| snapshot.awaited(uuid));
+    let Some(known) = snapshot.node_of(mac).or_else(awaited) else {
         return Ok(stranger(snapshot, now, mac, firmware, uuid));
     };
     let mut draft = Draft::new(snapshot, now, known.clone());
+    if draft.node.macs.is_empty() {
+        draft.node.macs.push(mac);
+        draft.note("recognised", &format!("recognised by its SMBIOS UUID; it boots through {mac}"));
+    }
     draft.node.firmware = firmware.or(draft.node.firmware);
     match firmware {
         // The agent's and the deployed system's own requests say nothing about the boot.

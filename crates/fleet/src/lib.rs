@@ -15,3 +15,4 @@ pub mod life;
 pub mod node;
 pub mod plan;
 pub mod post;
+pub mod set;

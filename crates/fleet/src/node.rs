@@ -9,6 +9,7 @@ use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
 use crate::life::Stage;
 use crate::post::PostSettings;
+use crate::set::Member;
 
 /// How a machine's firmware network-boots, read from DHCP options 60, 77, 93
 /// and 175 (RFC 4578; iPXE).
@@ -83,7 +84,8 @@ pub struct Node {
     pub name: NodeName,
     /// The rack that it stands in.
     pub rack: Option<RackName>,
-    /// The addresses of its network interfaces that may boot; never empty.
+    /// The addresses of its network interfaces that may boot. Empty only where a set knows nothing but the UUID, until
+    /// the machine shows itself.
     pub macs: Vec<Mac>,
     /// SMBIOS system UUID, once seen or given.
     pub uuid: Option<Uuid>,
@@ -91,6 +93,9 @@ pub struct Node {
     pub approved: bool,
     /// Address of its power driver, such as `ipmi://admin@bmc7?password_file=…`.
     pub power: String,
+    /// The set that it belongs to.
+    #[serde(default)]
+    pub member: Option<Member>,
     /// Fixed address to lease to its first MAC.
     pub address: Option<std::net::Ipv4Addr>,
     /// Which disk may be written; the default rule is "the only disk".
@@ -144,6 +149,7 @@ impl Node {
             uuid: None,
             approved,
             power: "manual:".to_owned(),
+            member: None,
             address: None,
             disk: DiskRule::default(),
             post: PostSettings::default(),
@@ -220,6 +226,29 @@ pub struct Beat {
     pub processes_missing: Vec<String>,
 }
 
+/// A machine's power, as its driver read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// It has power.
+    On,
+    /// It has none.
+    Off,
+    /// Nobody can say.
+    Unknown,
+}
+
+impl fmt::Display for Power {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "on",
+            Self::Off => "off",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
 /// What is known of a node only while the controller runs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Live {
@@ -231,4 +260,8 @@ pub struct Live {
     pub progress: Option<Progress>,
     /// Its last heartbeat.
     pub beat: Option<Beat>,
+    /// Since when its power driver is at work for the present attempt.
+    pub switching: Option<Millis>,
+    /// Its power when it was last read, and when that was.
+    pub power: Option<(Power, Millis)>,
 }

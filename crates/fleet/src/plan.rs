@@ -19,7 +19,8 @@ pub struct Policy {
     /// one, with up to half as much again added so that nodes do not return
     /// all at once.
     pub pause_seconds: u32,
-    /// How long a power driver may take, in seconds.
+    /// The least time that a power driver gets once its turn has come, in
+    /// seconds. Drivers with longer deadlines of their own get those.
     pub powering_on_seconds: u32,
     /// From power-on to the first DHCP request, in seconds: POST and the boot
     /// order of a large server.
@@ -58,6 +59,27 @@ impl Default for Policy {
     }
 }
 
+/// What the plan knows of a power driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Driver {
+    /// Deadline of one operation, in seconds.
+    pub limit_seconds: u32,
+    /// Whether it can make a machine boot from the network.
+    pub network_boot: bool,
+    /// Whether a person does it.
+    pub by_hand: bool,
+}
+
+/// Tells of the driver that a power address names.
+pub type Drivers<'a> = &'a dyn Fn(&str) -> Driver;
+
+/// Operations of one attempt: the boot order, then the power.
+const OPERATIONS: u32 = 2;
+/// A turn at a power controller that has not come after this time, in seconds,
+/// never comes: before it are as many jobs as there are machines, each with a
+/// deadline.
+const TURN_SECONDS: u32 = 86_400;
+
 impl Policy {
     /// The `[deploy]` section with its defaults, commented.
     pub const DEFAULT_TOML: &str = "\
@@ -67,6 +89,7 @@ attempts = 3
 # Pause before the second attempt, in seconds. It doubles with each further one; up to half of it is added at random.
 pause_seconds = 5
 # Deadlines in seconds. A node that stands in a stage for longer begins its next attempt.
+# Power drivers with longer deadlines of their own (limit_seconds= of the address) get those.
 powering_on_seconds = 120
 # From power-on to the first DHCP request: large servers take minutes for their self-test.
 leasing_seconds = 600
@@ -96,7 +119,13 @@ rebooting_seconds = 900
         pause + if pause == 0 { 0 } else { hash % (pause / 2 + 1) }
     }
 
-    fn deadline(&self, node: &Node, live: Option<&Live>, started_at: Millis) -> Option<(Millis, String)> {
+    fn deadline(
+        &self,
+        node: &Node,
+        live: Option<&Live>,
+        drivers: Drivers<'_>,
+        started_at: Millis,
+    ) -> Option<(Millis, String)> {
         let after = |seconds: u32, from: Millis| from.plus(u64::from(seconds) * 1000);
         let in_stage = |seconds: u32| {
             let text = format!("after {seconds} s it still waited for {}", node.stage.waits_for());
@@ -116,10 +145,20 @@ rebooting_seconds = 900
             Stage::Enrolled | Stage::Running | Stage::Failed => return None,
             Stage::PoweringOn => {
                 let from = node.not_before.unwrap_or(node.stage_since).max(node.stage_since).max(started_at);
-                let text = format!("its power driver did not finish within {} s", self.powering_on_seconds);
-                (after(self.powering_on_seconds, from), text)
+                match live.and_then(|l| l.switching) {
+                    None => {
+                        let text = format!("its turn at its power controller did not come within {TURN_SECONDS} s");
+                        (after(TURN_SECONDS, from), text)
+                    }
+                    Some(begun) => {
+                        // A second more for each, so that the driver's own sentence comes first.
+                        let own = (drivers(&node.power).limit_seconds + 1) * OPERATIONS;
+                        let seconds = own.max(self.powering_on_seconds);
+                        (after(seconds, begun), format!("its power driver did not finish within {seconds} s"))
+                    }
+                }
             }
-            Stage::Leasing if node.power.starts_with("manual:") => in_stage(self.manual_leasing_seconds),
+            Stage::Leasing if drivers(&node.power).by_hand => in_stage(self.manual_leasing_seconds),
             Stage::Leasing => in_stage(self.leasing_seconds),
             Stage::LoadingBootloader => in_stage(self.loading_bootloader_seconds),
             Stage::LoadingKernel => in_stage(self.loading_kernel_seconds),
@@ -160,7 +199,7 @@ pub enum Action {
 pub struct Plan {
     /// What is to be done now.
     pub actions: Vec<Action>,
-    /// Deadlines that have passed, as events.
+    /// Deadlines that have passed, and what cannot be done at all, as events.
     pub overdue: Vec<Event>,
     /// When to plan again if nothing happens before.
     pub wake_at: Option<Millis>,
@@ -168,27 +207,19 @@ pub struct Plan {
 
 /// When a node's present stage must have ended, for people to see.
 #[must_use]
-pub fn deadline(snapshot: &Snapshot, policy: &Policy, node: &Node) -> Option<Millis> {
-    policy.deadline(node, snapshot.live.get(&node.name), snapshot.started_at).map(|(at, _)| at)
+pub fn deadline(snapshot: &Snapshot, policy: &Policy, drivers: Drivers<'_>, node: &Node) -> Option<Millis> {
+    policy.deadline(node, snapshot.live.get(&node.name), drivers, snapshot.started_at).map(|(at, _)| at)
 }
 
 /// What is to be done now.
 #[must_use]
-pub fn plan(snapshot: &Snapshot, policy: &Policy, now: Millis) -> Plan {
+pub fn plan(snapshot: &Snapshot, policy: &Policy, drivers: Drivers<'_>, now: Millis) -> Plan {
     let mut plan = Plan::default();
     for node in snapshot.nodes.values().filter(|n| n.stage.is_under_way()) {
-        let not_yet = node.not_before.filter(|at| *at > now);
         if node.stage == Stage::PoweringOn {
-            match not_yet {
-                Some(at) => wake(&mut plan, at),
-                None => plan.actions.push(Action::NetworkBoot {
-                    node: node.name.clone(),
-                    attempt: node.attempt,
-                    power: node.power.clone(),
-                }),
-            }
+            power_on(&mut plan, drivers, node, now);
         }
-        match policy.deadline(node, snapshot.live.get(&node.name), snapshot.started_at) {
+        match policy.deadline(node, snapshot.live.get(&node.name), drivers, snapshot.started_at) {
             Some((at, reason)) if at <= now => plan.overdue.push(Event::DeadlinePassed {
                 node: node.name.clone(),
                 attempt: node.attempt,
@@ -201,6 +232,30 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, now: Millis) -> Plan {
     }
     plan
 }
+
+fn power_on(plan: &mut Plan, drivers: Drivers<'_>, node: &Node, now: Millis) {
+    if !drivers(&node.power).network_boot {
+        plan.overdue.push(Event::StageFailed {
+            node: node.name.clone(),
+            attempt: node.attempt,
+            reason: NO_NETWORK_BOOT.to_owned(),
+            retry: false,
+        });
+        return;
+    }
+    match node.not_before.filter(|at| *at > now) {
+        Some(at) => wake(plan, at),
+        None => plan.actions.push(Action::NetworkBoot {
+            node: node.name.clone(),
+            attempt: node.attempt,
+            power: node.power.clone(),
+        }),
+    }
+}
+
+/// Why a machine cannot be deployed whose platform starts it from images of its own.
+pub const NO_NETWORK_BOOT: &str = "its power driver cannot make it boot from the network, so nothing can be deployed onto \
+     it: add the image to its platform and start it from that";
 
 fn wake(plan: &mut Plan, at: Millis) {
     plan.wake_at = Some(plan.wake_at.map_or(at, |earlier| earlier.min(at)));

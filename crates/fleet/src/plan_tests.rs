@@ -6,6 +6,20 @@ use crate::ids::Mac;
 use crate::intake::intake;
 use crate::node::Progress;
 
+/// The drivers' table in short.
+fn drivers(power: &str) -> Driver {
+    let slow = power.starts_with("slow:");
+    Driver {
+        limit_seconds: if slow { 300 } else { 10 },
+        network_boot: !power.starts_with("cloud:"),
+        by_hand: power == "manual:",
+    }
+}
+
+fn plan(snapshot: &Snapshot, policy: &Policy, now: Millis) -> Plan {
+    super::plan(snapshot, policy, &drivers, now)
+}
+
 fn snapshot(stage: Stage, change: impl FnOnce(&mut Node)) -> Snapshot {
     let mut node = Node::new("n1".parse().unwrap(), vec![Mac([2; 6])], true, Millis(0));
     node.stage = stage;
@@ -36,13 +50,46 @@ fn every_stage_under_way_has_a_deadline_that_passes_with_a_sentence() {
         let state = snapshot(stage, |_| {});
         let late = plan(&state, &policy, Millis(u64::from(policy.manual_leasing_seconds) * 1000));
         assert_eq!(late.overdue.len(), usize::from(stage.is_under_way()), "{stage}");
-        let at = deadline(&state, &policy, state.nodes.values().next().unwrap());
+        let at = deadline(&state, &policy, &drivers, state.nodes.values().next().unwrap());
         assert_eq!(at.is_some(), stage.is_under_way(), "{stage}");
         if let Some(at) = at {
             assert_eq!(plan(&state, &policy, Millis(at.0 - 1)).overdue.len(), 0, "{stage}");
             assert_eq!(plan(&state, &policy, at).overdue.len(), 1, "{stage}");
         }
     }
+}
+
+#[test]
+fn a_power_job_has_its_drivers_own_time_from_the_moment_of_its_turn() {
+    let policy = Policy::default();
+    for (power, seconds) in [("fake:n1", 120), ("slow:n1", 602)] {
+        let mut state = snapshot(Stage::PoweringOn, |n| n.power = power.into());
+        assert!(plan(&state, &policy, Millis(80_000_000)).overdue.is_empty(), "it waits for its turn");
+        let begun = Event::PowerBegun { node: "n1".parse().unwrap(), attempt: Attempt(0) };
+        for change in intake(&state, &policy, Millis(1_000_000), &begun).unwrap() {
+            state.apply(&change);
+        }
+        let at = Millis(1_000_000 + seconds * 1000);
+        assert!(plan(&state, &policy, Millis(at.0 - 1)).overdue.is_empty(), "{power}");
+        let late = plan(&state, &policy, at).overdue;
+        assert!(
+            matches!(&late[..], [Event::DeadlinePassed { reason, .. }] if reason.contains(&format!("{seconds} s")))
+        );
+        for change in intake(&state, &policy, at, &late[0]).unwrap() {
+            state.apply(&change);
+        }
+        assert_eq!(state.live[&"n1".parse().unwrap()].switching, None, "the next attempt waits for a turn of its own");
+    }
+}
+
+#[test]
+fn what_cannot_boot_from_the_network_is_not_asked_to() {
+    let state = snapshot(Stage::PoweringOn, |n| n.power = "cloud:i-1".into());
+    let plan = plan(&state, &Policy::default(), Millis(1));
+    assert!(plan.actions.is_empty());
+    let [refusal @ Event::StageFailed { retry: false, .. }] = &plan.overdue[..] else { panic!("{plan:?}") };
+    let changes = intake(&state, &Policy::default(), Millis(1), refusal).unwrap();
+    assert!(changes.iter().any(|c| matches!(c, Change::PutNode(node) if node.stage == Stage::Failed)));
 }
 
 #[test]

@@ -30,8 +30,8 @@ pub enum Error {
         /// The schemes there are.
         known: String,
     },
-    /// A driver could not read its address.
-    #[error("power address `{address}`: {why}; an example is `{example}`")]
+    /// A driver or a set could not read its address.
+    #[error("address `{address}`: {why}; an example is `{example}`")]
     Address {
         /// The address as given, without anything that looks like a password.
         address: String,

@@ -26,6 +26,11 @@ pub const SETS: &[Set] = &[machines::SET, crate::redfish::SET, crate::libvirt::S
 pub trait ResourceSet: Send + Sync {
     /// All of its machines, those that nobody holds included.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Resource>>>;
+    /// The same without asking each machine for its power where that is a question of its own; such have the state
+    /// [`State::Unknown`].
+    fn known(&self) -> BoxFuture<'_, Result<Vec<Resource>>> {
+        self.list()
+    }
     /// Takes machines, or makes them. The same token always means the same machines.
     fn acquire<'a>(&'a self, wish: &'a Wish) -> BoxFuture<'a, Result<Vec<Resource>>>;
     /// Gives a machine back by its id; a made one ceases to exist, with its disks. A machine that is not there is done.
@@ -207,7 +212,7 @@ pub fn set_address(address: &str, credentials_file: Option<&Path>) -> Result<Str
     let (row, parsed) = row_of(address)?;
     let whole = match (credentials_file, row.credentials) {
         (None, _) => address.to_owned(),
-        (Some(_), None) => return Err(parsed.wrong(format!("a set of kind `{}` has no secret", row.scheme))),
+        (Some(_), None) => return Err(parsed.wrong(format!("a set of kind `{}` takes no credentials file", row.scheme))),
         (Some(_), Some(option)) if parsed.peek(option).is_some() => {
             return Err(parsed.wrong(format!("it names a `{option}` already")));
         }
@@ -238,6 +243,10 @@ struct BoundedSet {
 impl ResourceSet for BoundedSet {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Resource>>> {
         Box::pin(self.deadline.within("list", self.inner.list()))
+    }
+
+    fn known(&self) -> BoxFuture<'_, Result<Vec<Resource>>> {
+        Box::pin(self.deadline.within("list", self.inner.known()))
     }
 
     fn acquire<'a>(&'a self, wish: &'a Wish) -> BoxFuture<'a, Result<Vec<Resource>>> {
@@ -300,7 +309,7 @@ mod tests {
         );
         assert_eq!(set_address("libvirt:?uri=qemu:///session", None).unwrap(), "libvirt:?uri=qemu:///session");
         for (address, file, part) in [
-            ("machines:/etc/machines.toml", file, "no secret"),
+            ("machines:/etc/machines.toml", file, "no credentials file"),
             ("redfish+http://admin@bmc?password_file=/p", file, "already"),
             ("redfish+http://admin@bmc", None, "password_file"),
             ("redfish+http://admin@bmc", Some(Path::new("secret")), "absolute"),

@@ -55,12 +55,19 @@ async fn script(
     let uuid = machine_uuid(&asked.uuid);
     let token = token::mint()?;
     let hash = token::hash(&token.0);
-    if app.keeper.read(|state| state.snapshot().node_of(mac).is_none()) {
-        // With a foreign DHCP server this is the first that we hear of a machine.
-        let firmware = if platform == Platform::Bios { Firmware::Bios } else { Firmware::UefiX64 };
-        director::sight(&app.keeper, mac, Some(firmware), uuid);
-    } else {
+    let firmware = Some(if platform == Platform::Bios { Firmware::Bios } else { Firmware::UefiX64 });
+    let (known, awaited) = app.keeper.read(|state| {
+        let awaited = uuid.is_some_and(|uuid| state.snapshot().awaited(uuid).is_some());
+        (state.snapshot().node_of(mac).is_some(), awaited)
+    });
+    // With a foreign DHCP server this is the first that we hear of a machine.
+    if !known && awaited {
+        app.keeper.tell(Event::Sighted { mac, firmware, uuid }).await?;
+    }
+    if known || awaited {
         app.keeper.tell(Event::ScriptAsked { mac, uuid, token: hash.clone() }).await?;
+    } else {
+        director::sight(&app.keeper, mac, firmware, uuid);
     }
     let arguments = kernel_arguments(&app, mac, &token.0);
     let decision = app.keeper.read(|state| decide(state.snapshot(), mac, &hash, arguments))?;

@@ -2,7 +2,7 @@
 //! for: there is nothing to keep in step.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -19,6 +19,10 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::problem::Problem;
+use crate::switchboard::Switchboard;
+
+/// Controllers with trouble that are named; more than these are one trouble, and not theirs.
+const TROUBLED_CONTROLLERS: usize = 256;
 
 type Labels = [(&'static str, String); 1];
 
@@ -51,11 +55,55 @@ async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
         counter.inc_by(value);
         registry.register(name, help, counter);
     }
+    power_numbers(&mut registry, &app.switchboard);
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|error| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the numbers have no text: {error}"))
     })?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
+}
+
+/// What power drivers did, and how the controllers behind them behaved. Controllers without trouble are summed by driver: a
+/// hall has ten thousand of them.
+fn power_numbers(registry: &mut Registry, switchboard: &Switchboard) {
+    let operations = Family::<[(&'static str, &'static str); 3], Counter<u64, AtomicU64>>::default();
+    for ((driver, operation, outcome), count) in switchboard.counts() {
+        let labels = [("driver", driver), ("operation", operation), ("outcome", outcome)];
+        operations.get_or_create(&labels).inc_by(count);
+    }
+    registry.register("power_operations", "Power operations by driver, operation and outcome", operations);
+    let at_work = Gauge::<i64, AtomicI64>::default();
+    at_work.set(switchboard.at_work());
+    registry.register("power_operations_under_way", "Power operations under way", at_work);
+
+    let sums = Family::<[(&'static str, String); 2], Counter<u64, AtomicU64>>::default();
+    let troubles = Family::<[(&'static str, String); 2], Counter<u64, AtomicU64>>::default();
+    let mut listed = 0;
+    for counts in power::controllers() {
+        let driver = counts.controller.split(' ').next().unwrap_or_default().to_owned();
+        let trouble = [
+            ("session_lost", counts.sessions_lost),
+            ("login_refused", counts.logins_refused),
+            ("login_withheld", counts.logins_withheld),
+        ];
+        let all = [("session_opened", counts.sessions_opened), ("session_closed", counts.sessions_closed)];
+        for (event, count) in all.into_iter().chain(trouble) {
+            sums.get_or_create(&[("driver", driver.clone()), ("event", event.to_owned())]).inc_by(count);
+        }
+        if trouble.iter().any(|(_, count)| *count > 0) && listed < TROUBLED_CONTROLLERS {
+            listed += 1;
+            for (event, count) in trouble {
+                let labels = [("controller", counts.controller.clone()), ("event", event.to_owned())];
+                troubles.get_or_create(&labels).inc_by(count);
+            }
+        }
+    }
+    registry.register("power_controller_events", "Sessions and logins at power controllers, by driver", sums);
+    registry.register(
+        "power_controller_troubles",
+        "Sessions lost and logins refused or withheld, of each controller that had any",
+        troubles,
+    );
 }
 
 /// Stages without nodes count as zero, so that a graph does not end.

@@ -8,7 +8,9 @@ mod files;
 mod images;
 mod metrics;
 mod operator;
+mod power;
 mod problem;
+mod sets;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::ops::Deref;
@@ -40,6 +42,8 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::config::Config;
 use crate::images::Images;
 use crate::keeper::Keeper;
+use crate::sets::Asking;
+use crate::switchboard::Switchboard;
 
 /// Name of the file in the data folder that holds the operators' token.
 pub const OPERATOR_TOKEN_FILE: &str = "operator.token";
@@ -61,6 +65,10 @@ pub struct Parts {
     pub keeper: Keeper,
     /// Registry, seeder and tracker.
     pub images: Images,
+    /// Power drivers at work.
+    pub switchboard: Arc<Switchboard>,
+    /// Sets that are being asked.
+    pub asking: Asking,
     /// The configuration.
     pub config: Config,
     /// Where nodes reach this server.
@@ -111,7 +119,12 @@ impl App {
 }
 
 fn operator_routes() -> OpenApiRouter<App> {
-    operator::routes().merge(events::routes()).merge(images::routes()).merge(metrics::routes())
+    operator::routes()
+        .merge(sets::routes())
+        .merge(power::routes())
+        .merge(events::routes())
+        .merge(images::routes())
+        .merge(metrics::routes())
 }
 
 fn agent_routes() -> OpenApiRouter<App> {

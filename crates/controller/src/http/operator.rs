@@ -12,13 +12,14 @@ use fleet::change::{Change, Snapshot};
 use fleet::event::{Event, NodeEdit};
 use fleet::ids::{DeploymentId, ImageName, NodeName, RackName};
 use fleet::node::Rack;
+use fleet::plan::NO_NETWORK_BOOT;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
 use super::problem::{JsonBody, PathPart, Problem};
 use crate::config::check_post;
-use crate::view;
+use crate::{switchboard, view};
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -173,7 +174,10 @@ async fn deploy(
     JsonBody(new): JsonBody<NewDeployment>,
 ) -> Result<(StatusCode, Json<DeploymentView>), Problem> {
     let image: ImageName = new.image.parse()?;
-    let nodes = app.keeper.read(|state| chosen(state.snapshot(), &new))?;
+    let nodes = app.keeper.read(|state| {
+        let nodes = chosen(state.snapshot(), &new)?;
+        check_power(state.snapshot(), &nodes).map(|()| nodes)
+    })?;
     let changes = app.keeper.tell(Event::Deploy { image, nodes }).await?;
     let made = changes.iter().find_map(|change| match change {
         Change::PutDeployment(deployment) => Some(DeploymentView::from(deployment)),
@@ -225,6 +229,16 @@ fn edit(settings: NodeSettings) -> Result<NodeEdit, Problem> {
     }
     let NodeSettings { rack, macs, uuid, power, address, disk, post } = settings;
     Ok(NodeEdit { rack, macs, uuid, power, address, disk, post })
+}
+
+/// Refuses at once what the plan would refuse later: a machine whose platform starts it from images of its own.
+fn check_power(snapshot: &Snapshot, nodes: &[NodeName]) -> Result<(), Problem> {
+    let cannot =
+        |name: &&NodeName| snapshot.nodes.get(*name).is_some_and(|node| !switchboard::driver(&node.power).network_boot);
+    match nodes.iter().find(cannot) {
+        Some(name) => Err(Problem::conflict(format!("node `{name}`: {NO_NETWORK_BOOT}"))),
+        None => Ok(()),
+    }
 }
 
 /// The nodes that are named, and the approved ones of the racks that are named.

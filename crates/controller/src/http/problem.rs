@@ -84,6 +84,7 @@ impl From<Error> for Problem {
             Error::NotStored(_) | Error::Database { .. } | Error::Stopping | Error::Conflict { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
+            Error::Set(_) => Self::new(StatusCode::BAD_GATEWAY, error.to_string()),
             other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
         }
     }

@@ -15,6 +15,7 @@ use fleet::change::{Change, Note, Snapshot};
 use fleet::deployment::Deployment;
 use fleet::ids::{Millis, NodeName};
 use fleet::node::{Node, Rack};
+use fleet::set::MachineSet;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -38,6 +39,8 @@ const PUT_NODE: &str = "INSERT INTO nodes (name, revision, body) VALUES ($1, $2,
                         ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 const PUT_RACK: &str = "INSERT INTO racks (name, revision, body) VALUES ($1, $2, $3) \
                         ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_SET: &str = "INSERT INTO sets (name, revision, body) VALUES ($1, $2, $3) \
+                       ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 const PUT_DEPLOYMENT: &str = "INSERT INTO deployments (id, revision, body) VALUES ($1, $2, $3) \
                               ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 
@@ -250,6 +253,13 @@ impl SqlStore {
                 sqlx::query("DELETE FROM racks WHERE name = $1").bind(name.to_string()).execute(&mut **tx).await?;
                 bury(tx, revision, "rack", name.as_str()).await?;
             }
+            Change::PutSet(set) => {
+                keep(tx, PUT_SET, set.name.to_string(), revision, json(set)?).await?;
+            }
+            Change::DropSet(name) => {
+                sqlx::query("DELETE FROM sets WHERE name = $1").bind(name.to_string()).execute(&mut **tx).await?;
+                bury(tx, revision, "set", name.as_str()).await?;
+            }
             Change::PutDeployment(deployment) => {
                 keep(tx, PUT_DEPLOYMENT, signed(deployment.id.0), revision, json(deployment)?).await?;
             }
@@ -321,6 +331,9 @@ impl SqlStore {
         let racks: Vec<Rack> =
             self.bodies(&mut tx, "SELECT body FROM racks WHERE revision > $1 ORDER BY name", base).await?;
         changes.extend(racks.into_iter().map(Change::PutRack));
+        let sets: Vec<MachineSet> =
+            self.bodies(&mut tx, "SELECT body FROM sets WHERE revision > $1 ORDER BY name", base).await?;
+        changes.extend(sets.into_iter().map(Change::PutSet));
         let deployments: Vec<Deployment> =
             self.bodies(&mut tx, "SELECT body FROM deployments WHERE revision > $1 ORDER BY id", base).await?;
         changes.extend(deployments.into_iter().map(Change::PutDeployment));
@@ -348,6 +361,7 @@ impl SqlStore {
             let bad = |e: fleet::ids::BadId| sqlx::Error::Decode(Box::new(e));
             Ok(match kind.as_str() {
                 "node" => Change::DropNode(name.parse().map_err(bad)?),
+                "set" => Change::DropSet(name.parse().map_err(bad)?),
                 "rack" => Change::DropRack(name.parse().map_err(bad)?),
                 other => return Err(sqlx::Error::Protocol(format!("`{other}` is no kind of thing that can be gone"))),
             })

@@ -163,21 +163,26 @@ async fn asked(entries: impl Iterator<Item = Entry>, holds: &Holds) -> Vec<Resou
             Ok(driver) => driver.state().await.unwrap_or(State::Unknown),
             Err(_) => State::Unknown,
         };
-        Resource {
-            held_by: holds.get(&entry.name).cloned(),
-            id: entry.name.clone(),
-            name: entry.name,
-            kind: Kind::Physical,
-            state,
-            power: entry.power,
-            macs: entry.mac.iter().map(|mac| mac.to_lowercase()).collect(),
-            uuid: entry.uuid,
-            rack: entry.rack,
-            about: entry.about,
-            ..Resource::default()
-        }
+        Resource { state, ..unasked(entry, holds) }
     });
     futures_util::stream::iter(all).buffered(AT_ONCE).collect().await
+}
+
+/// An entry as a resource whose power nobody has asked for.
+fn unasked(entry: Entry, holds: &Holds) -> Resource {
+    Resource {
+        held_by: holds.get(&entry.name).cloned(),
+        id: entry.name.clone(),
+        name: entry.name,
+        kind: Kind::Physical,
+        state: State::Unknown,
+        power: entry.power,
+        macs: entry.mac.iter().map(|mac| mac.to_lowercase()).collect(),
+        uuid: entry.uuid,
+        rack: entry.rack,
+        about: entry.about,
+        ..Resource::default()
+    }
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -209,6 +214,13 @@ impl ResourceSet for Machines {
             let holds = self.held()?;
             Ok(asked(self.book()?.into_iter(), &holds).await)
         })
+    }
+
+    fn known(&self) -> BoxFuture<'_, Result<Vec<Resource>>> {
+        let all = self
+            .held()
+            .and_then(|holds| Ok(self.book()?.into_iter().map(|entry| unasked(entry, &holds)).collect::<Vec<_>>()));
+        Box::pin(ready(all))
     }
 
     fn acquire<'a>(&'a self, wish: &'a Wish) -> BoxFuture<'a, Result<Vec<Resource>>> {
@@ -273,6 +285,7 @@ mod tests {
         assert!(error.contains("2 more machines are wished for and 1 are free"), "{error}");
         set.power("n1").unwrap().on().await.unwrap();
         assert_eq!(set.list().await.unwrap()[0].state, State::On);
+        assert_eq!(set.known().await.unwrap()[0].state, State::Unknown);
         set.release("n1").await.unwrap();
         let listed = set.list().await.unwrap();
         assert_eq!((listed[0].held_by.clone(), listed[0].state), (None, State::On));
