@@ -89,6 +89,15 @@ fn power_drivers() -> String {
         let help = driver.help.replace('|', "\\|");
         let _ = writeln!(text, "| {} | {help} | `{}` | {} |", driver.scheme, driver.example, driver.limit.as_secs());
     }
+    text.push_str(
+        "\n## Sets\n\nPrinted from the table in crates/power/src/set.rs. Every address takes `limit_seconds=1..3600`. The file of the \
+         secret may be given apart, as `--credentials-file` or `credentials_file`.\n\n\
+         | set | what it is | example | secret | seconds |\n|---|---|---|---|---|\n",
+    );
+    for set in power::SETS {
+        let (help, secret) = (set.help.replace('|', "\\|"), set.credentials.unwrap_or("-"));
+        let _ = writeln!(text, "| {} | {help} | `{}` | {secret} | {} |", set.scheme, set.example, set.limit.as_secs());
+    }
     text
 }
 
@@ -99,7 +108,15 @@ mod tests {
     #[test]
     fn every_visible_command_is_documented() {
         let text = commands();
-        for command in ["rackswarm serve", "rackswarm node add", "rackswarm deploy status", "rackswarm lab power"] {
+        for command in [
+            "rackswarm serve",
+            "rackswarm node add",
+            "rackswarm deploy status",
+            "rackswarm lab power",
+            "rackswarm set sync",
+            "rackswarm power reset",
+            "rackswarm lab bmc",
+        ] {
             assert!(text.contains(&format!("\n## {command}\n")), "{command}");
         }
         assert!(!text.contains("## rackswarm generate"));

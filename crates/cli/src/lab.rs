@@ -1,6 +1,7 @@
 //! `rackswarm lab`: a rack of virtual machines, and power drivers by hand.
 
 mod bench;
+mod bmc;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +22,9 @@ pub(crate) enum Command {
     Demo(DemoArguments),
     /// Deliver files in network namespaces and measure it; as root
     Bench(bench::Arguments),
-    /// Drive a power driver by its address
+    /// Redfish controllers to try things with, before machines in memory or QEMU's
+    Bmc(bmc::Arguments),
+    /// Drive a power driver by its address, without a controller
     #[command(after_help = POWER_HELP.as_str())]
     Power {
         /// What to do
@@ -57,6 +60,8 @@ pub(crate) enum Action {
     Off,
     /// Off and on again
     Cycle,
+    /// Start it anew without taking its power, where its controller can do that
+    Reset,
     /// Choose what the next start boots, once
     NextBoot,
 }
@@ -106,6 +111,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(arguments) => demonstrate(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Bmc(arguments) => bmc::run(&arguments),
         Command::Power { action, address, device, json } => {
             let driver = power::open(&address)?;
             crate::wait(drive(driver.as_ref(), action, device, json))
@@ -139,6 +145,7 @@ async fn drive(driver: &dyn PowerDriver, action: Action, device: Option<Device>,
         Action::On => driver.on().await?,
         Action::Off => driver.off().await?,
         Action::Cycle => driver.cycle().await?,
+        Action::Reset => driver.reset().await?,
         Action::NextBoot => {
             let device = match device.context("name what to boot: disk or network")? {
                 Device::Disk => BootDevice::Disk,

@@ -14,9 +14,11 @@ mod output;
 mod parse;
 mod plan;
 mod post;
+mod power;
 mod rack;
 mod seed;
 mod serve;
+mod set;
 mod sim;
 mod swarming;
 mod timeline;
@@ -63,6 +65,12 @@ enum Command {
     /// Machines: add, change, approve, look at, release
     #[command(subcommand)]
     Node(node::Command),
+    /// Sets of machines that one owner lists: a chassis, a cloud, a file
+    #[command(subcommand)]
+    Set(set::Command),
+    /// The power of nodes, through the controller
+    #[command(subcommand)]
+    Power(power::Command),
     /// Racks and the settings that their nodes share
     #[command(subcommand)]
     Rack(rack::Command),
@@ -88,7 +96,7 @@ enum Command {
     Bootenv(bootenv::Command),
     /// Find out what is missing on this machine and its network, and how to fix it
     Doctor(doctor::Arguments),
-    /// A rack of virtual machines, and power drivers by hand
+    /// A rack of virtual machines, virtual controllers, and power drivers by hand
     #[command(subcommand)]
     Lab(lab::Command),
     /// Print the OpenAPI document of the controller's HTTP interface
@@ -151,6 +159,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Node(command) => wait(node::run(&connection, command)),
+        Command::Set(command) => wait(set::run(&connection, command)),
+        Command::Power(command) => wait(power::run(&connection, command)),
         Command::Rack(command) => wait(rack::run(&connection, command)),
         Command::Image(image::Command::Build(arguments)) => image::build::run(&arguments),
         Command::Image(command) => wait(image::run(&connection, command)),

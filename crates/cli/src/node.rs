@@ -244,6 +244,9 @@ fn list(nodes: &[NodeView]) -> String {
 /// What an operator wants to know first.
 fn note(node: &NodeView) -> String {
     match (node.stage, &node.progress, &node.reason) {
+        _ if node.member.as_ref().is_some_and(|member| member.missing_since.is_some()) => {
+            "its set does not list it any more".to_owned()
+        }
         _ if !node.approved => format!("waits for approval: rackswarm node approve {}", node.name),
         (Stage::Fetching, Some(progress), _) => format!(
             "{} % at {} from {} peers",
@@ -280,9 +283,27 @@ fn identity(node: &NodeView) -> Vec<(&'static str, String)> {
         ("uuid", or_dash(node.uuid)),
         ("address", or_dash(node.address)),
         ("firmware", or_dash(node.firmware)),
-        ("power", node.power.clone()),
+        ("power", power_line(node)),
+        ("set", membership(node)),
         ("disk", node.disk.to_string()),
     ]
+}
+
+fn power_line(node: &NodeView) -> String {
+    match (node.power_state, node.power_read_at) {
+        (Some(state), Some(at)) => format!("{} ({state}, read {})", node.power, ago(at)),
+        _ => node.power.clone(),
+    }
+}
+
+fn membership(node: &NodeView) -> String {
+    match &node.member {
+        None => "-".to_owned(),
+        Some(member) => match member.missing_since {
+            None => format!("{}, which calls it {}", member.set, member.id),
+            Some(at) => format!("{}, which does not list it any more since {}", member.set, moment(at)),
+        },
+    }
 }
 
 fn life(node: &NodeView) -> Vec<(&'static str, String)> {

@@ -86,6 +86,12 @@ fn mistakes_on_the_command_line_have_exit_status_2() {
         (&["deploy", "status", "12"], "d-12"),
         (&["lab", "power", "next-boot", "fake:n1"], "DEVICE"),
         (&["lab", "demo", "--nodes", "0", "--image", "i", "--bootenv", "b"], "1..=64"),
+        (&["lab", "bmc", "--password-file", "p", "--rules", "lie=moon"], "none of power, state"),
+        (&["lab", "bmc", "--password-file", "p", "--machines", "2", "fake:x"], "cannot be used"),
+        (&["set", "add", "s1", "pigeon:x"], "machines, redfish"),
+        (&["set", "add", "S 1", "fake:x"], "not a name"),
+        (&["power", "off"], "NODE"),
+        (&["power", "off", "n1", "--attempts", "9"], "1..=5"),
         (&["serve", "--print-config", "--check"], "cannot be used"),
         (&["fetch", "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567"], "between quotes"),
         (&["torrent", "x", "--out", "y", "--announce", "10.0.0.1:6969"], "http://10.0.0.1:6969/announce"),
@@ -119,7 +125,14 @@ fn completions_are_printed_for_each_shell() {
 fn the_openapi_document_has_the_paths_of_the_client() {
     let ran = rackswarm(&["openapi"]);
     let document: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    for path in ["/api/v1/nodes", "/api/v1/deployments", "/api/v1/images/{name}", "/api/v1/events"] {
+    for path in [
+        "/api/v1/nodes",
+        "/api/v1/deployments",
+        "/api/v1/images/{name}",
+        "/api/v1/events",
+        "/api/v1/sets/{name}/sync",
+        "/api/v1/power",
+    ] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
 }

@@ -315,6 +315,75 @@ fn a_timeline_is_followed_and_a_deployment_cancelled() {
 }
 
 #[test]
+fn a_rack_of_virtual_controllers_becomes_nodes_that_are_switched() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "");
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (password, machines) = (path("password"), path("machines.toml"));
+    let ports = "127.0.0.1:0";
+    let words = ["lab", "bmc", "--each", "--machines", "3", "--listen", ports, "--rules", "latency_ms=5&task_ms=10"];
+    let more = ["--password-file", &password, "--write", &machines];
+    let mut bmc = Running::start(&server, &[&words[..], &more[..]].concat());
+    bmc.says("set add lab machines:");
+    let added = server.run(&["set", "add", "hall", &format!("machines:{machines}"), "--rack", "r1"]).ok();
+    assert!(added.contains("it lists 3 machines"), "{added}");
+    let dry = server.run(&["set", "sync", "hall", "--dry-run"]).ok();
+    assert!(dry.contains("lab-2") && dry.contains("hall: 3 added (dry run: nothing was changed)"), "{dry}");
+    assert!(server.run(&["node", "list"]).ok().contains("no nodes yet"));
+    let real = json(&server.run(&["set", "sync", "hall", "--json"]).ok());
+    assert_eq!((real["rows"].as_array().unwrap().len(), &real["rows"][0]["what"]), (3, &Value::from("added")));
+    assert!(server.run(&["set", "sync", "hall"]).ok().starts_with("nothing has changed"));
+    let sets = server.run(&["set", "list"]).ok();
+    assert!(sets.contains("3 unchanged") && sets.contains("machines:"), "{sets}");
+
+    let status = server.run(&["power", "status", "--rack", "r1"]).ok();
+    assert_eq!(status.lines().filter(|line| line.ends_with(": off")).count(), 3, "{status}");
+    let on = server.run(&["power", "cycle", "lab-1", "--nodes", "lab-2"]).ok();
+    assert!(on.contains("lab-1: cycle is done; it reports on") && on.contains("lab-2: cycle"), "{on}");
+    let all = json(&server.run(&["power", "status", "--rack", "r1", "--json"]).ok());
+    let states: Vec<&str> = all.as_array().unwrap().iter().map(|one| one["power"].as_str().unwrap()).collect();
+    assert_eq!(states, ["on", "on", "off"]);
+    assert!(server.run(&["node", "show", "lab-1"]).ok().contains("hall, which calls it lab-1"));
+
+    // One machine is taken out of the file; another one's password is wrong from now on.
+    let text = std::fs::read_to_string(&machines).unwrap();
+    let third = text.rfind("[[machine]]").unwrap();
+    write(folder.path(), "machines.toml", &text[..third]);
+    assert!(server.run(&["set", "sync", "hall"]).ok().contains("retired"));
+    let wrong = write(folder.path(), "wrong", "nonsense\n");
+    let node = json(&server.run(&["node", "show", "lab-2", "--json"]).ok());
+    let address = node["power"].as_str().unwrap().replace(&password, &wrong);
+    server.run(&["node", "set", "lab-2", "--power", &address]).ok();
+    let off = server.run(&["power", "off", "lab-1", "lab-2"]);
+    assert_eq!(off.code, 1, "{}", off.stdout);
+    assert!(off.stdout.contains("lab-1: off is done") && off.stdout.contains("lab-2: failed: "), "{}", off.stdout);
+    assert!(off.stderr.contains("of 2 nodes, 1 failed"), "{}", off.stderr);
+    assert!(server.run(&["set", "remove", "hall"]).ok().contains("its nodes stay"));
+    let (code, said, _) = bmc.interrupt();
+    assert!(code == 0 && said.contains("1 refused"), "{said}");
+}
+
+#[test]
+fn what_a_person_has_to_switch_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "[[set]]\nname = \"cloud\"\naddress = \"fake:cli-cloud?machines=1\"\n");
+    assert!(server.run(&["set", "sync", "cloud"]).ok().contains("cloud: 1 added"));
+    assert_eq!(server.run(&["set", "remove", "cloud"]).code, 1);
+    server.run(&["node", "add", "n1", "--mac", "52:54:00:00:00:01", "--power", "manual:rack 3"]).ok();
+    let off = server.run(&["power", "off", "n1", "cli-cloud-1"]);
+    assert_eq!(off.code, 1);
+    assert!(
+        off.stdout.contains("n1: a person is needed: ") && off.stderr.contains("1 for a person to do"),
+        "{}",
+        off.stdout
+    );
+    let unknown = server.run(&["power", "status", "n9"]);
+    assert!(unknown.code == 1 && unknown.stderr.contains("no node `n9`"), "{}", unknown.stderr);
+    let missing = server.run(&["set", "sync", "nobody"]);
+    assert!(missing.code == 1 && missing.stderr.contains("no set `nobody`"), "{}", missing.stderr);
+}
+
+#[test]
 fn a_second_controller_and_a_taken_port_are_refused_with_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), "");
