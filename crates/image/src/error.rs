@@ -65,6 +65,9 @@ pub enum Error {
     /// The target is neither a block device nor a regular file.
     #[error("{} is neither a block device nor a regular file", .0.display())]
     NotADisk(PathBuf),
+    /// The target takes no writes; nothing was written.
+    #[error("{name} is write-protected: choose another disk, or run `blockdev --setrw {name}`", name = .0.display())]
+    WriteProtected(PathBuf),
     /// A manifest is not acceptable.
     #[error("the manifest of this image cannot be used: {0}")]
     BadManifest(String),
@@ -91,7 +94,7 @@ pub enum Error {
     #[error("this .torrent cannot be used as an image: {0}")]
     BadTorrent(String),
     /// The size of the source cannot be an image's.
-    #[error("an image must be a whole number of 512-byte sectors and not empty: {} has {size_bytes} bytes", what.display())]
+    #[error("{} {}", what.display(), bad_size(*size_bytes))]
     BadSize {
         /// The source.
         what: PathBuf,
@@ -206,8 +209,19 @@ fn advice(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::IO) => "; the medium fails: replace it, or choose another one",
         Some(Errno::ROFS) => "; it is write-protected: lift the protection, or choose another place",
-        Some(Errno::ACCESS | Errno::PERM) => "; become root, or choose another place",
+        Some(Errno::ACCESS) => "; become root, or choose another place",
+        Some(Errno::PERM) => "; become root, lift what protects it (`lsattr` shows that), or choose another place",
         _ => "",
+    }
+}
+
+fn bad_size(size_bytes: u64) -> String {
+    match size_bytes {
+        0 => "is empty: is it the right file?".to_owned(),
+        _ => format!(
+            "has {size_bytes} bytes, and a disk image is a whole number of 512-byte sectors: is it whole? Get it \
+             again, or fill it up with `truncate -s %512`"
+        ),
     }
 }
 

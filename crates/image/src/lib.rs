@@ -31,7 +31,7 @@ pub use format::Format;
 pub use hash::leaf_hashes;
 pub use manifest::{Corrupt, CorruptReason, MAX_IMAGE_BYTES, Manifest, PieceHashes, VerifiedPiece, piece_size_for};
 pub use registry::{Entry, Image, ImportOptions, Registry};
-pub use sink::{DiskSink, FileSource, Finished, PieceSink, PieceSource};
+pub use sink::{DiskSink, FileSource, Finished, PieceSink, PieceSource, is_write_protected};
 pub use wire::metainfo::{InfoHash, InfoHashV2};
 
 /// A set of piece indices, one bit for each piece of an image.

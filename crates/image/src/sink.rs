@@ -5,11 +5,11 @@
 //! believes nothing but the bytes.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZero;
 use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,16 +94,21 @@ impl DiskSink {
     /// mounted or part of something larger. Nothing is written.
     ///
     /// # Errors
-    /// [`Error::TooSmall`], [`Error::Busy`], [`Error::NotADisk`], or the system's.
+    /// [`Error::TooSmall`], [`Error::Busy`], [`Error::NotADisk`],
+    /// [`Error::WriteProtected`], or the system's.
     pub fn open(path: &Path, manifest: Arc<Manifest>) -> Result<Self, Error> {
         let opened = Error::io("open", path);
-        let kind = match path.metadata() {
-            Ok(metadata) => metadata.file_type(),
+        let metadata = match path.metadata() {
+            Ok(metadata) => metadata,
             Err(error) => return Err(opened(error)),
         };
+        let kind = metadata.file_type();
         let block_device = kind.is_block_device();
         if !block_device && !kind.is_file() {
             return Err(Error::NotADisk(path.to_owned()));
+        }
+        if is_write_protected(&metadata) {
+            return Err(Error::WriteProtected(path.to_owned()));
         }
         let flags = if block_device { OFlags::EXCL } else { OFlags::empty() };
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits().cast_signed()).open(path);
@@ -433,6 +438,15 @@ impl PieceSource for FileSource {
     }
 }
 
+/// Whether the kernel refuses to write to this block device, which it tells
+/// only at the first write otherwise.
+#[must_use]
+pub fn is_write_protected(device: &Metadata) -> bool {
+    let number = device.rdev();
+    let about = format!("/sys/dev/block/{}:{}/ro", rustix::fs::major(number), rustix::fs::minor(number));
+    device.file_type().is_block_device() && std::fs::read_to_string(about).is_ok_and(|text| text.trim() == "1")
+}
+
 fn read_piece(
     file: &File,
     path: &Path,
@@ -446,7 +460,13 @@ fn read_piece(
         return Err(Error::NotHeld { index, begin, end });
     }
     let offset = manifest.piece_offset(index) + u64::from(begin);
-    file.read_exact_at(into, offset).map_err(Error::device("read", path, offset))
+    let ends = |error: io::Error| match (error.kind(), file.metadata()) {
+        (io::ErrorKind::UnexpectedEof, Ok(now)) if now.is_file() => {
+            io::Error::new(error.kind(), format!("it has shrunk to {} bytes", now.len()))
+        }
+        _ => error,
+    };
+    file.read_exact_at(into, offset).map_err(ends).map_err(Error::device("read", path, offset))
 }
 
 /// Consecutive members of a set as ranges.
@@ -487,7 +507,6 @@ mod tests {
     use crate::no_progress;
     use proptest::prelude::*;
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
     use wire::metainfo::merkle::FileTree;
 
     const PIECE: usize = 16 << 10;

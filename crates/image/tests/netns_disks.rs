@@ -194,3 +194,20 @@ fn a_device_that_is_too_small_is_not_touched() {
     assert!(error.contains("4194304") && error.contains("8388608") && error.contains("nothing was written"), "{error}");
     assert!(fs::read(&backing).unwrap().iter().all(|&byte| byte == 0xff));
 }
+
+#[test]
+fn a_write_protected_device_is_named_before_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let backing = folder.path().join("backing");
+    fs::write(&backing, vec![0xff; 16 << 20]).unwrap();
+    let device = Loop::attach(&backing);
+    let protect = Command::new("blockdev").arg("--setro").arg(&device.0).status();
+    assert!(protect.expect("blockdev of util-linux: run `cargo xtask test`, which installs it").success());
+    let manifest = manifest_of(folder.path(), &content());
+    let error = DiskSink::open(&device.0, Arc::clone(&manifest)).unwrap_err();
+    assert!(matches!(error, Error::WriteProtected(_)), "{error}");
+    let (said, name) = (error.to_string(), device.0.display().to_string());
+    assert!(said.contains(&format!("blockdev --setrw {name}")), "{said}");
+    assert!(Command::new("blockdev").arg("--setrw").arg(&device.0).status().unwrap().success());
+    DiskSink::open(&device.0, manifest).unwrap();
+}

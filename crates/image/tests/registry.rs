@@ -228,8 +228,8 @@ fn bad_sources_are_refused_with_a_sentence_and_leave_nothing() {
         let error = bench.registry.import(&path, &options("bad"), &mut no_progress).unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("bad"), "{error}");
     };
-    refuse(b"", "not empty");
-    refuse(&[1; 1000], "512-byte sectors");
+    refuse(b"", "is empty");
+    refuse(&[1; 1000], "truncate -s %512");
     refuse(b"\x1f\x8b\x08 and so on", "gunzip");
     refuse(b"QFI\xfb\0\0\0\x03", "cut off");
     let mut torn = vec![0; 4096];

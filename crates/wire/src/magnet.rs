@@ -37,8 +37,18 @@ pub enum MagnetError {
     #[error("the magnet link names two torrents of the same version")]
     TwoTopics,
     /// A parameter cannot be read.
-    #[error("the magnet link's parameter \"{0}\" has an invalid value")]
+    #[error("the magnet link's \"{0}\" cannot be read: it must be {wanted}", wanted = wanted(.0))]
     Invalid(&'static str),
+}
+
+/// What a parameter holds.
+fn wanted(parameter: &str) -> &'static str {
+    match parameter {
+        "xt" => "urn:btih: and 40 hexadecimal digits (or 32 of base 32), or urn:btmh:1220 and 64",
+        "x.pe" => "HOST:PORT",
+        "tr" => "the URL of a tracker, with everything unusual as %XX",
+        _ => "UTF-8 text with everything unusual as %XX",
+    }
 }
 
 /// What a magnet link says. At least one of the hashes is there.

@@ -41,18 +41,11 @@ pub(super) fn check(destination: &Path) -> Result<()> {
         destination.display()
     );
     ensure!(
-        !is_read_only(&metadata),
+        !image::is_write_protected(&metadata),
         "{0} is read-only: choose another DEST, or lift it by `blockdev --setrw {0}`",
         destination.display()
     );
     Ok(())
-}
-
-/// Whether the kernel refuses to write to a block device, which it tells only at the first write otherwise.
-fn is_read_only(metadata: &Metadata) -> bool {
-    let number = metadata.rdev();
-    let about = format!("/sys/dev/block/{}:{}/ro", rustix::fs::major(number), rustix::fs::minor(number));
-    metadata.file_type().is_block_device() && std::fs::read_to_string(about).is_ok_and(|text| text.trim() == "1")
 }
 
 /// The file or device that is written: a folder gets a file of the image's name.
