@@ -15,7 +15,7 @@ use image::{FileSource, Manifest};
 use swarm::Policy;
 use tokio::runtime::Builder;
 use transport::bittorrent::{Limits, Listener, Seeder};
-use wire::metainfo::Metainfo;
+use wire::metainfo::{InfoHash, Metainfo};
 use wire::peer::RackName;
 
 use crate::output::{WrongUsage, check_file, say};
@@ -90,17 +90,24 @@ async fn seed(arguments: &Arguments) -> Result<ExitCode> {
         served = begin(arguments) => served?,
         signal = signals.next() => return Ok(signal.exit_code()),
     };
-    signals.next().await;
+    let failed = tokio::select! {
+        _ = signals.next() => None,
+        error = served.seeder.failed(served.info_hash) => Some(error),
+    };
     served.seeder.close().await;
     if let Some(tracker) = served.tracker {
         tracker.close().await;
     }
-    Ok(ExitCode::SUCCESS)
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(error) => Err(error).context("nothing can be served any more; put the file or disk right and begin again"),
+    }
 }
 
 /// Everything that runs until a signal comes.
 struct Serving {
     seeder: Seeder,
+    info_hash: InfoHash,
     tracker: Option<Server>,
 }
 
@@ -128,9 +135,9 @@ async fn begin(arguments: &Arguments) -> Result<Serving> {
     let seeder = seeder.with_rack(arguments.rack.clone()).with_local_discovery(!arguments.no_local_discovery);
     // Through its own address, so that the tracker tells nodes the address they reach.
     let asked = if own.is_empty() { arguments.announce.clone() } else { own.into_iter().take(1).collect() };
-    seeder.publish_torrent(manifest, Some(&metainfo), Arc::new(source), asked)?;
+    let published = seeder.publish_torrent(manifest, Some(&metainfo), Arc::new(source), asked)?;
     say(described(arguments, &metainfo, &reachable, listener.address()))?;
-    Ok(Serving { seeder, tracker })
+    Ok(Serving { seeder, info_hash: published.info_hash, tracker })
 }
 
 async fn track(arguments: &Arguments) -> Result<Option<Server>> {

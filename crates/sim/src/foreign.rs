@@ -127,7 +127,8 @@ impl Foreign {
             Input::Sent(peer, block) => self.sent(peer, block, out),
             Input::Verified(piece, verdict) => self.verified(piece, verdict == Verdict::Good, now, out),
             Input::Gone(peer) => self.gone(peer, now, out),
-            Input::Tick => {}
+            // Its disk is a part of the simulation, and keeps everything.
+            Input::Lost(_) | Input::Tick => {}
         }
         self.upkeep(now, out);
     }

@@ -7,6 +7,7 @@
 mod blocks;
 mod exchange;
 mod intake;
+mod loss;
 mod messages;
 mod news;
 mod offers;
@@ -180,6 +181,7 @@ impl Engine {
             Input::Verified(piece, Verdict::Good) => self.verified(piece, out),
             Input::Verified(piece, Verdict::Corrupt) => self.corrupt(piece, out),
             Input::Verified(piece, Verdict::CorruptBlocks(blocks)) => self.corrupt_blocks(piece, &blocks, out),
+            Input::Lost(pieces) => self.lost(&pieces, out),
             Input::Gone(peer) => {
                 self.remove(peer, out);
             }

@@ -117,6 +117,9 @@ pub enum Input {
     Sent(Peer, Block),
     /// The answer to `Verify`.
     Verified(u32, Verdict),
+    /// The disk no longer gives these verified pieces, and nothing can be
+    /// written to it.
+    Lost(Vec<u32>),
     /// The connection is closed. Not needed after `Drop`.
     Gone(Peer),
     /// Nothing, but `deadline` has come.
@@ -194,6 +197,8 @@ pub enum Why {
     Displaced,
     /// Neither side misses anything.
     BothComplete,
+    /// It was told of pieces that our disk has lost since.
+    Lost,
     /// It said nothing for too long.
     Silent,
     /// It named a piece that does not exist, or sent a second bitfield.
@@ -226,6 +231,7 @@ impl fmt::Display for Why {
             Why::Full => f.write_str("all connections are taken"),
             Why::Displaced => f.write_str("neither side wanted anything and the connection was needed"),
             Why::BothComplete => f.write_str("both sides are complete"),
+            Why::Lost => f.write_str("it was told of pieces that this node has lost"),
             Why::Silent => f.write_str("it sent nothing for too long"),
             Why::BadPieceMap => f.write_str("its have or bitfield message does not fit the image"),
             Why::BadRequest(block) => {

@@ -55,6 +55,16 @@ impl PieceSet {
         new
     }
 
+    /// Takes a piece out and says whether it was had.
+    pub fn remove(&mut self, piece: u32) -> bool {
+        let had = self.contains(piece);
+        if had {
+            self.bits.remove(piece as usize);
+            self.count -= 1;
+        }
+        had
+    }
+
     /// The pieces, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.bits.ones().map(|piece| piece as u32)

@@ -510,6 +510,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         4 => (peer.clone(), place).prop_map(|(peer, place)| Input::Sent(peer, place)),
         4 => (0..PIECES, any::<bool>()).prop_map(|(piece, good)| Input::Verified(piece, if good { Verdict::Good } else { Verdict::Corrupt })),
         1 => peer.prop_map(Input::Gone),
+        1 => (0..PIECES + 1).prop_map(|piece| Input::Lost(vec![piece])),
         4 => Just(Input::Tick),
     ]
 }
@@ -531,6 +532,7 @@ proptest! {
         let mut used: BTreeSet<Peer> = BTreeSet::new();
         let mut now = Duration::ZERO;
         let mut completions = 0;
+        let mut loses = false;
         let mut out = Vec::new();
         for (at, (input, wait)) in inputs.into_iter().enumerate() {
             now += Duration::from_millis(wait);
@@ -547,6 +549,7 @@ proptest! {
             if let Input::Gone(peer) = &input {
                 alive.remove(peer);
             }
+            loses |= matches!(input, Input::Lost(_));
             engine.step(now, input, &mut out);
             for output in out.drain(..) {
                 match output {
@@ -572,7 +575,34 @@ proptest! {
             prop_assert_eq!(&keys, &alive);
             prop_assert!(alive.len() <= 3);
             prop_assert_eq!(view.pieces, engine.have().count());
-            prop_assert_eq!(completions, u32::from(engine.have().is_full()));
+            prop_assert!(loses || completions == u32::from(engine.have().is_full()));
         }
     }
+}
+
+#[test]
+fn a_seed_that_loses_pieces_gives_the_rest_and_fetches_nothing() {
+    let mut script = Script::seed();
+    script.connect_sink(A);
+    let out = script.step(Input::Lost(vec![1, 3]));
+    assert_eq!(drops(&out), [(A, Why::Lost)], "what A was told is no longer true");
+    assert_eq!((script.engine.have().count(), script.engine.progress(None).left), (2, u64::from(2 * BLOCKS * BYTES)));
+    assert_eq!(script.step(Input::Lost(vec![1, 3, 77])), [], "once");
+
+    let out = script.connect(A);
+    let told = out.iter().find_map(|output| match output {
+        Output::Say(A, Message::Bitfield(bitfield)) => Some(bitfield.clone()),
+        _ => None,
+    });
+    assert_eq!(told, Some(set(&[0, 2]).to_bitfield()));
+    script.say(A, Message::Interested);
+    let out = script.say(A, Message::Request(block(2, 0)));
+    assert!(out.contains(&Output::Send(A, block(2, 0))), "{out:?}");
+    // Somebody else has all: nothing is asked of it.
+    script.connect(B);
+    let mut out = script.say(B, Message::Bitfield(PieceSet::full(PIECES).to_bitfield()));
+    out.extend(script.say(B, Message::Unchoke));
+    assert!(!out.iter().any(|output| matches!(output, Output::Say(B, Message::Request(_) | Message::Interested))));
+    let out = script.say(A, Message::Request(block(1, 0)));
+    assert!(!out.iter().any(|output| matches!(output, Output::Send(..))), "{out:?}");
 }

@@ -349,3 +349,48 @@ async fn an_image_that_is_there_already_is_complete_at_once() {
     assert_eq!(download.progress().borrow().bytes_to_move, 0);
     assert_eq!(download.stop().await.unwrap().total().received, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_whose_file_shrinks_gives_the_rest_until_there_is_none() {
+    let bench = Bench::new(8 << 20);
+    let path = bench.path("shrinking");
+    fs::copy(&bench.image, &path).unwrap();
+    let (seeder, address) = bench.seeder(&path, vec![]).await;
+    let info_hash = bench.manifest.infohash().unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    // In the midst of piece 9 of 32, before the zeros.
+    file.set_len(9 * (256 << 10) + 1000).unwrap();
+    let disk = bench.disk("disk");
+    let download = start(FetchJob { peers: vec![address], ..bench.job(&disk) }).await;
+    until("nine pieces came", async || (0..9).all(|piece| !disk.missing().contains(piece)).then_some(())).await;
+    let left = until("the seed knows what it has", async || {
+        let (_, progress) = seeder.progress().into_iter().next()?;
+        (progress.pieces_done < 32).then_some(progress.pieces_done)
+    })
+    .await;
+    assert_eq!(left, 9);
+    assert!(disk.missing().contains(9));
+    assert_eq!(download.dropped().await, [], "nobody is to blame");
+    download.stop().await.unwrap();
+
+    file.set_len(0).unwrap();
+    let disk = bench.disk("late");
+    let download = start(FetchJob { peers: vec![address], ..bench.job(&disk) }).await;
+    let error = within("the seed gives up", seeder.failed(info_hash)).await.to_string();
+    assert!(error.contains("shrinking at byte") && error.contains("shrunk to 0 bytes"), "{error}");
+    assert!(seeder.progress().is_empty());
+    download.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_does_not_keep_a_download_from_its_end() {
+    let bench = Bench::new(2 << 20);
+    let (seeder, address) = bench.seeder(&bench.image, vec![]).await;
+    let gate = Gate::new(bench.disk("hanging"), 1);
+    let download = start(FetchJob { peers: vec![address], ..bench.job(&gate) }).await;
+    let begun_with = download.progress().borrow().pieces_done;
+    until("a piece was written", async || (download.progress().borrow().pieces_done > begun_with).then_some(())).await;
+    within("it ends", download.stop()).await.unwrap();
+    gate.open();
+    seeder.close().await;
+}

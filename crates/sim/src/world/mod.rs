@@ -881,6 +881,7 @@ fn is_accusation(why: &Why) -> bool {
             | Why::Full
             | Why::Displaced
             | Why::BothComplete
+            | Why::Lost
             | Why::Silent
             | Why::Banned
             | Why::NeverAnswers(_)

@@ -20,7 +20,7 @@ use swarm::ledger::Ledger;
 use swarm::{Engine, Input, Output, Peer, PieceSet, Policy, Setup, Shape, Side};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use wire::announce::Event as AnnounceEvent;
@@ -60,6 +60,9 @@ const FAR_AWAY: Duration = Duration::from_secs(3600);
 /// Buffers for pieces that are kept while idle.
 const IDLE_BUFFERS: usize = 4;
 
+/// How long writes that are under way may take at the end.
+const WRITES_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Announces that may wait for a tracker; the engine asks one at a time.
 const ANNOUNCES: usize = 4;
 
@@ -81,6 +84,10 @@ pub(super) enum Event {
     Closed(Peer, io::Error),
     /// A piece was hashed and, when right, written.
     Checked(u32, Checked),
+    /// A piece that we gave cannot be read, and why.
+    Unreadable(u32, Error),
+    /// Pieces that cannot be read any more, and why the first cannot.
+    Lost(Vec<u32>, Error),
     /// A tracker answered, or none did.
     Announced(Option<Announced>),
     /// Peers called in the local network.
@@ -217,6 +224,7 @@ pub(super) fn start(listener: &Listener, job: Job) -> Result<Handle, Error> {
         pool,
         unpacker: Arc::default(),
         arrived: None,
+        looking: false,
         waiting: VecDeque::new(),
         out: Vec::new(),
         dropped: VecDeque::new(),
@@ -267,6 +275,8 @@ struct Drive {
     unpacker: Arc<Unpacker>,
     /// The payload that the engine is deciding about.
     arrived: Option<Chunk>,
+    /// Lost pieces are being looked for.
+    looking: bool,
     /// Inputs that acting on outputs gave rise to.
     waiting: VecDeque<Input>,
     out: Vec<Output>,
@@ -305,7 +315,9 @@ impl Drive {
         // Tasks that are writing a piece finish; their reports go nowhere.
         events.close();
         self.tasks.close();
-        self.tasks.wait().await;
+        if timeout(WRITES_DEADLINE, self.tasks.wait()).await.is_err() {
+            tracing::warn!(image = self.manifest.name(), "the disk did not take the last pieces in time");
+        }
         announcer.farewell(self.engine.progress(Some(AnnounceEvent::Stopped))).await;
         outcome.map(|()| self.engine.ledger().clone())
     }
@@ -387,12 +399,17 @@ impl Drive {
             Event::Answer(peer, message) => self.order(peer, Order::Say(message)),
             Event::Closed(peer, error) => self.closed(peer, &error),
             Event::Checked(piece, checked) => return self.checked(piece, checked),
+            Event::Unreadable(piece, error) => self.unreadable(piece, error),
+            Event::Lost(pieces, error) => return self.lost(pieces, error),
             Event::Announced(Some(Announced { interval, peers, guidance })) => {
                 self.step(Input::Announced { interval, peers, guidance });
             }
             Event::Announced(None) => self.step(Input::AnnounceFailed),
             Event::Found(peers) => self.step(Input::Found(peers)),
-            Event::Look(look) => look(&self.engine, &self.dropped),
+            Event::Look(look) => {
+                self.report();
+                look(&self.engine, &self.dropped);
+            }
             // From a connection that the engine dropped.
             Event::Chunk(..) | Event::Said(..) | Event::Sent(..) => {}
         }

@@ -144,6 +144,22 @@ impl Seeder {
         }
     }
 
+    /// Waits until nothing of an image can be served any more, and tells why; for
+    /// ever while something can, or when it was retracted.
+    pub async fn failed(&self, info_hash: InfoHash) -> Error {
+        let progress = self.swarms().get(&info_hash).map(|handle| handle.progress.clone());
+        if let Some(mut progress) = progress {
+            while progress.changed().await.is_ok() {}
+            let ended = self.swarms().remove(&info_hash);
+            if let Some(handle) = ended
+                && let Err(error) = handle.stop().await
+            {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// What is served now, with its numbers.
     #[must_use]
     pub fn progress(&self) -> Vec<(InfoHash, Progress)> {

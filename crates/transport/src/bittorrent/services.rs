@@ -16,6 +16,7 @@ use wire::peer::{Block, ExtensionHandshake, ExtensionIds, HashRange, METADATA_PI
 
 use super::drive::Event;
 use super::store::Store;
+use crate::Error;
 
 /// Hash requests of all peers that are worked on at once; further ones wait.
 const HASH_REQUESTS: usize = 4;
@@ -54,6 +55,8 @@ struct Inspector {
 
 struct Inspection {
     good: FixedBitSet,
+    /// Found to differ, and said so.
+    told: FixedBitSet,
     /// The next look is not before this; none while one is under way.
     next: Option<Instant>,
 }
@@ -66,7 +69,7 @@ impl Services {
         events: mpsc::Sender<Event>,
     ) -> Self {
         let good = FixedBitSet::with_capacity(manifest.piece_count() as usize);
-        let state = Mutex::new(Inspection { good, next: Some(Instant::now()) });
+        let state = Mutex::new(Inspection { told: good.clone(), good, next: Some(Instant::now()) });
         let inspector = Arc::new(Inspector { state, corrupt: AtomicU64::new(0) });
         Self { manifest, store, info, events, hashing: Arc::new(Semaphore::new(HASH_REQUESTS)), inspector }
     }
@@ -111,9 +114,9 @@ impl Services {
             let turn = hashing.acquire_owned().await;
             let work = move || {
                 manifest.hashes(&range, &mut |piece| {
-                    let mut bytes = vec![0; manifest.piece_length(piece) as usize];
-                    store.read_blocking(piece, &mut bytes).ok()?;
-                    Some(leaf_hashes(&bytes))
+                    let mut leaves = Vec::new();
+                    store.each_stretch(piece, |stretch| leaves.extend(leaf_hashes(stretch))).ok()?;
+                    Some(leaves)
                 })
             };
             let hashes = spawn_blocking(work).await.ok().flatten();
@@ -150,29 +153,36 @@ impl Services {
         }
         let (manifest, store, inspector) =
             (Arc::clone(&self.manifest), Arc::clone(&self.store), Arc::clone(&self.inspector));
+        let (image, events) = (Arc::clone(&self.manifest), self.events.clone());
         Some(async move {
             let begun = Instant::now();
             let work = move || {
                 let mut bytes = vec![0; manifest.piece_length(piece) as usize];
-                let right = store.read_blocking(piece, &mut bytes).is_ok() && manifest.verify(piece, bytes).is_ok();
-                if !right {
-                    tracing::error!(
-                        piece,
-                        image = manifest.name(),
-                        "what this node serves differs from the image: peers will refuse it; put the file or disk right"
-                    );
-                }
-                right
+                store.read_blocking(piece, &mut bytes)?;
+                Ok(manifest.verify(piece, bytes).is_ok())
             };
-            let right = spawn_blocking(work).await.unwrap_or(true);
+            let read: Result<bool, Error> = spawn_blocking(work).await.unwrap_or(Ok(true));
             let pause = begun.elapsed().saturating_mul(INSPECTION_SHARE).max(Duration::from_millis(1));
-            if !right {
-                inspector.corrupt.fetch_add(1, Ordering::Relaxed);
-            }
-            inspector.with(|state| {
-                state.good.set(piece as usize, right);
+            let is_news = inspector.with(|state| {
                 state.next = Some(Instant::now() + pause);
+                state.good.set(piece as usize, matches!(read, Ok(true)));
+                matches!(read, Ok(false)) && !state.told.put(piece as usize)
             });
+            match read {
+                Ok(true) => {}
+                Ok(false) => {
+                    inspector.corrupt.fetch_add(1, Ordering::Relaxed);
+                }
+                // The swarm may have ended.
+                Err(error) => drop(events.send(Event::Unreadable(piece, error)).await),
+            }
+            if is_news {
+                tracing::error!(
+                    piece,
+                    image = image.name(),
+                    "what this node serves differs from the image: peers will refuse it; put the file or disk right"
+                );
+            }
         })
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use image::{PieceSink, PieceSource};
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
-use swarm::Shape;
+use swarm::{PieceSet, Shape};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::spawn_blocking;
 use wire::peer::{BLOCK_BYTES, Block};
@@ -30,6 +30,9 @@ const STRETCH_BYTES: u64 = 256 << 10;
 /// A stretch that was read this long ago is read again: what is on the disk may
 /// have been put right meanwhile.
 const STRETCH_LASTS: Duration = Duration::from_secs(5);
+
+/// How long others are looked for when a piece cannot be read.
+const LOOK_TIME: Duration = Duration::from_secs(1);
 
 /// Disk reads at once: enough to keep a disk's queue filled.
 const READS: usize = 8;
@@ -164,6 +167,7 @@ impl Store {
         if let Some(packed) = self.packer.cached(range) {
             return Ok(Some(packed));
         }
+        let _turn = self.reads.acquire().await.map_err(|_| Error::Defect)?;
         let store = Arc::clone(self);
         let work = move || {
             let mut plain = vec![0; range.length as usize];
@@ -176,6 +180,38 @@ impl Store {
     /// Reads the whole of a piece. Blocks.
     pub(super) fn read_blocking(&self, piece: u32, into: &mut [u8]) -> Result<(), Error> {
         Ok(self.source.read(piece, 0, into)?)
+    }
+
+    /// Lets `look` see a piece bit by bit, each a whole number of blocks but the
+    /// last: pieces may be larger than what memory is meant for. Blocks.
+    pub(super) fn each_stretch(&self, piece: u32, mut look: impl FnMut(&[u8])) -> Result<(), Error> {
+        let length = self.shape.piece_bytes(piece);
+        let mut stretch = vec![0; STRETCH_BYTES.min(length.into()) as usize];
+        for begin in (0..length).step_by(stretch.len().max(1)) {
+            let part = stretch.len().min((length - begin) as usize);
+            self.source.read(piece, begin, &mut stretch[..part])?;
+            look(&stretch[..part]);
+        }
+        Ok(())
+    }
+
+    /// Pieces of `have` that can no longer be read: none when `suspect` can, else
+    /// those found from there on in a moment. A file that has shrunk and a disk
+    /// that is gone tell so at once, piece by piece. Blocks.
+    pub(super) fn unreadable(&self, have: &PieceSet, suspect: u32) -> Vec<u32> {
+        if self.each_stretch(suspect, |_| {}).is_ok() {
+            return Vec::new();
+        }
+        let until = Instant::now() + LOOK_TIME;
+        let ends = |piece: &u32| {
+            let last = self.shape.piece_bytes(*piece).saturating_sub(1);
+            self.source.read(*piece, last, &mut [0]).is_err()
+        };
+        let others = (suspect + 1..self.shape.pieces()).chain((0..suspect).rev()).filter(|piece| have.contains(*piece));
+        let lost = others.take_while(|_| Instant::now() < until).filter(ends);
+        let mut lost: Vec<u32> = std::iter::once(suspect).chain(lost).collect();
+        lost.sort_unstable();
+        lost
     }
 
     /// Keeps a piece that was just verified, if its file cannot give it; hands
@@ -271,7 +307,8 @@ impl Store {
         cell.get_or_try_init(|| self.read(range)).await.cloned()
     }
 
-    async fn read(self: &Arc<Self>, range: Block) -> Result<Bytes, Error> {
+    /// Reads a range from the disk, without waiting for it on this thread.
+    pub(super) async fn read(self: &Arc<Self>, range: Block) -> Result<Bytes, Error> {
         let _turn = self.reads.acquire().await.map_err(|_| Error::Defect)?;
         let store = Arc::clone(self);
         let read = move || {

@@ -22,6 +22,7 @@ use wire::peer::{
 use super::drive::Event;
 use super::pace::Pace;
 use super::store::{Payload, Store};
+use crate::Error;
 
 /// How long a peer may leave us unable to send anything.
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
@@ -64,8 +65,28 @@ pub(super) async fn write(stream: OwnedWriteHalf, orders: mpsc::Receiver<Order>,
         bulk: false,
         unpacks: false,
     };
-    if let Err(error) = writer.run().await {
-        let _ = events.send(Event::Closed(peer, error)).await;
+    let error = match writer.run().await {
+        Ok(()) => return,
+        Err(Failure::Socket(error)) => error,
+        Err(Failure::Disk(piece, error)) => {
+            let ends = io::Error::other(error.to_string());
+            let _ = events.send(Event::Unreadable(piece, error)).await;
+            ends
+        }
+    };
+    let _ = events.send(Event::Closed(peer, error)).await;
+}
+
+/// Why a connection cannot go on.
+enum Failure {
+    Socket(io::Error),
+    /// This piece of ours cannot be read.
+    Disk(u32, Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
     }
 }
 
@@ -91,7 +112,7 @@ enum Queued {
 }
 
 impl Writer {
-    async fn run(&mut self) -> io::Result<()> {
+    async fn run(&mut self) -> Result<(), Failure> {
         loop {
             while let Ok(order) = self.orders.try_recv() {
                 self.queue(order);
@@ -114,7 +135,7 @@ impl Writer {
 
     /// Nothing but small messages: they leave together. False when the swarm has
     /// closed the queue.
-    async fn wait(&mut self) -> io::Result<bool> {
+    async fn wait(&mut self) -> Result<bool, Failure> {
         if !self.small.is_empty() {
             let small = std::mem::take(&mut self.small);
             self.push(&small, Rest::Nothing).await?;
@@ -174,21 +195,22 @@ impl Writer {
     }
 
     /// Sends one chunk, small messages in front. False when the swarm has ended.
-    async fn send_chunk(&mut self) -> io::Result<bool> {
+    async fn send_chunk(&mut self) -> Result<bool, Failure> {
         let longest = if self.bulk { self.pace.chunk_bytes() } else { BLOCK_BYTES };
         let Some(chunk) = self.first_chunk(longest) else { return Ok(true) };
         self.advance(chunk);
         let mut head = std::mem::take(&mut self.small);
         if self.unpacks
             && self.swarm.store.packer().worth_trying(self.pace.rate())
-            && let Some(packed) = self.swarm.store.packed(chunk).await.map_err(io::Error::other)?
+            && let Some(packed) =
+                self.swarm.store.packed(chunk).await.map_err(|error| Failure::Disk(chunk.piece, error))?
         {
             let rack = self.theirs.rack.unwrap_or_default();
             head.extend_from_slice(&encode_packed_head(rack, chunk, packed.len() as u32));
             self.push(&head, Rest::Bytes(&packed)).await?;
         } else {
             head.extend_from_slice(&encode_piece_head(chunk));
-            match self.swarm.store.payload(chunk).await.map_err(io::Error::other)? {
+            match self.swarm.store.payload(chunk).await.map_err(|error| Failure::Disk(chunk.piece, error))? {
                 Payload::Bytes(bytes) => self.push(&head, Rest::Bytes(&bytes)).await?,
                 Payload::OnFile => self.push(&head, Rest::OnFile(chunk)).await?,
             }
@@ -201,7 +223,7 @@ impl Writer {
     /// Sends blocks of 16 KiB to those who know no longer ones: as many as make
     /// up a chunk leave together, if they are in memory. One system call for
     /// each costs more than the copy that this takes.
-    async fn send_blocks(&mut self) -> io::Result<bool> {
+    async fn send_blocks(&mut self) -> Result<bool, Failure> {
         let mut out = std::mem::take(&mut self.small);
         let mut blocks = Vec::new();
         let (mut length, longest) = (0, self.pace.chunk_bytes().min(MOST_BLOCKS_BYTES));
@@ -249,7 +271,7 @@ impl Writer {
     }
 
     /// Hands everything to the socket.
-    async fn push(&mut self, head: &[u8], rest: Rest<'_>) -> io::Result<()> {
+    async fn push(&mut self, head: &[u8], rest: Rest<'_>) -> Result<(), Failure> {
         let length = rest.length();
         let mut at = 0;
         while at < head.len() + length {
@@ -282,19 +304,27 @@ impl Writer {
         .await
     }
 
-    async fn push_file(&mut self, chunk: Block, done: usize) -> io::Result<usize> {
+    async fn push_file(&mut self, chunk: Block, done: usize) -> Result<usize, Failure> {
         let Some((file, start)) = self.swarm.store.place(chunk.piece) else {
-            return Err(io::ErrorKind::NotFound.into());
+            return Err(Failure::Socket(io::ErrorKind::NotFound.into()));
         };
         let mut offset = start + u64::from(chunk.offset) + done as u64;
         let left = chunk.length as usize - done;
-        give(&self.stream, &mut self.pace, left, |stream| {
+        let given = give(&self.stream, &mut self.pace, left, |stream| {
             match rustix::fs::sendfile(stream, file, Some(&mut offset), left)? {
                 0 => Err(io::ErrorKind::UnexpectedEof.into()),
                 taken => Ok(taken),
             }
-        })
-        .await
+        });
+        let error = match given.await {
+            Ok(taken) => return Ok(taken),
+            Err(error) => error,
+        };
+        // The disk or the socket: reading again tells, and names the place.
+        match self.swarm.store.read(chunk).await {
+            Err(unreadable) => Err(Failure::Disk(chunk.piece, unreadable)),
+            Ok(_) => Err(Failure::Socket(error)),
+        }
     }
 }
 

@@ -200,5 +200,5 @@ fn can_wait(message: &Message) -> bool {
 
 /// Reasons that say nothing against the peer.
 fn is_ordinary(why: Why) -> bool {
-    matches!(why, Why::Ourselves | Why::Duplicate | Why::Full | Why::Displaced | Why::BothComplete)
+    matches!(why, Why::Ourselves | Why::Duplicate | Why::Full | Why::Displaced | Why::BothComplete | Why::Lost)
 }

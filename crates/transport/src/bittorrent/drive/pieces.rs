@@ -75,6 +75,45 @@ impl Drive {
         });
     }
 
+    /// Finds out, aside, whether the piece is lost and which others are.
+    pub(super) fn unreadable(&mut self, piece: u32, error: Error) {
+        if self.looking || !self.engine.have().contains(piece) {
+            return;
+        }
+        self.looking = true;
+        let (store, have, events) = (Arc::clone(&self.store), self.engine.have().clone(), self.events_in.clone());
+        self.tasks.spawn(async move {
+            let lost = spawn_blocking(move || store.unreadable(&have, piece)).await.unwrap_or_default();
+            let _ = events.send(Event::Lost(lost, error)).await;
+        });
+    }
+
+    /// Said once for all of them. A seed goes on with the rest; a disk that is
+    /// still to be filled is not to be trusted any more.
+    pub(super) fn lost(&mut self, pieces: Vec<u32>, error: Error) -> Result<(), Error> {
+        self.looking = false;
+        if pieces.is_empty() {
+            tracing::warn!(%error, "a disk was read only at the second try");
+            return Ok(());
+        }
+        if self.sink.is_some() && !self.engine.have().is_full() {
+            return Err(error);
+        }
+        let (image, lost) = (self.manifest.name().to_owned(), pieces.len());
+        self.step(Input::Lost(pieces));
+        let left = self.engine.have().count();
+        if left == 0 {
+            tracing::error!(image, %error, "nothing of the image can be served any more");
+            return Err(error);
+        }
+        tracing::error!(
+            image, lost, left, %error,
+            "pieces can no longer be read and are not served any more, the others are: \
+             put the file or disk right and begin again"
+        );
+        Ok(())
+    }
+
     pub(super) fn checked(&mut self, piece: u32, checked: Checked) -> Result<(), Error> {
         match checked {
             Checked::Written { bytes, twins } => {
