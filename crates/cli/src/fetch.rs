@@ -28,8 +28,6 @@ use destination::Opened;
 use report::Report;
 use screen::Screen;
 
-/// How often the progress is looked at.
-const LOOK: Duration = Duration::from_millis(250);
 /// Sockets and files of the transport close within this time after it stopped.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -146,8 +144,6 @@ impl fmt::Display for Phase {
         match self {
             Self::Looking => write!(f, "nobody gave the torrent ({advice})"),
             Self::Verifying => f.write_str("it still read what DEST holds"),
-            // Numbers come about once a second; before the first there is nothing to tell from them.
-            Self::Fetching(progress) if !progress.has_changed().unwrap_or(true) => f.write_str("it had just begun"),
             Self::Fetching(progress) => {
                 let progress = *progress.borrow();
                 let (done, all) = (output::bytes(progress.bytes_done), output::bytes(progress.bytes_to_move));
@@ -209,8 +205,8 @@ async fn deliver(arguments: &Arguments, screen: &Screen, phase: &RefCell<Phase>,
 
 /// The torrent, which the swarm itself gives to whoever has a magnet link.
 async fn find(arguments: &Arguments, listener: &Listener, screen: &Screen) -> Result<Metainfo> {
-    let Some(magnet) = torrent::magnet(&arguments.torrent)? else { return torrent::read(&arguments.torrent).await };
     screen.message("look for the torrent");
+    let Some(magnet) = torrent::magnet(&arguments.torrent)? else { return torrent::read(&arguments.torrent).await };
     let mut job = MagnetJob::new(magnet);
     job.magnet.trackers = torrent::trackers(&job.magnet.trackers, !arguments.peers.is_empty());
     job.peers.clone_from(&arguments.peers);
@@ -247,12 +243,15 @@ async fn bind(listen: Listen) -> Result<Listener> {
 
 /// Shows how far it is until everything is there.
 async fn follow(download: &mut Download, screen: &Screen) -> Result<()> {
-    let numbers = download.progress();
+    let mut numbers = download.progress();
     loop {
-        screen.progress(&numbers.borrow());
+        screen.progress(&numbers.borrow_and_update());
         tokio::select! {
-            done = download.completed() => return Ok(done?),
-            () = tokio::time::sleep(LOOK), if screen.is_seen() => {}
+            done = download.completed() => {
+                screen.progress(&numbers.borrow());
+                return Ok(done?);
+            }
+            Ok(()) = numbers.changed(), if screen.is_seen() => {}
         }
     }
 }

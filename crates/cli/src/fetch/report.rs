@@ -63,8 +63,9 @@ impl Report {
         bytes_held: u64,
         elapsed: Duration,
     ) -> Result<Self> {
-        let numbers = *download.progress().borrow();
+        // Whoever asks for the ledger has the other numbers brought up to date.
         let ledger = download.ledger().await.unwrap_or_default();
+        let numbers = *download.progress().borrow();
         let total = ledger.total();
         let links = ledger.accounts().map(|(id, account)| Link::new(id.to_string(), account));
         let links: Vec<Link> = links.collect();

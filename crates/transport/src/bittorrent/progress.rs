@@ -8,9 +8,9 @@ use image::Manifest;
 use swarm::{Engine, Why};
 use wire::peer::PeerId;
 
-/// Weight of the newest measurement in a rate; with four measurements a second
-/// a change shows within about two seconds.
-const NEWEST: f64 = 0.15;
+/// A rate is the mean over about this time, in seconds; of younger swarms over
+/// all of their life.
+const MEMORY_SECONDS: f64 = 1.5;
 
 /// A snapshot of one swarm.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -91,18 +91,21 @@ pub(super) struct Meter {
     up: Rate,
 }
 
+/// Bytes and seconds, both of which fade.
 #[derive(Default)]
 struct Rate {
     counted: u64,
-    per_second: f64,
+    bytes: f64,
+    seconds: f64,
 }
 
 impl Rate {
     fn measure(&mut self, counted: u64, seconds: f64) -> u64 {
-        let newest = counted.saturating_sub(self.counted) as f64 / seconds;
-        self.per_second += NEWEST * (newest - self.per_second);
+        let fades = (-seconds / MEMORY_SECONDS).exp();
+        self.bytes = self.bytes * fades + counted.saturating_sub(self.counted) as f64;
+        self.seconds = self.seconds * fades + seconds;
         self.counted = counted;
-        self.per_second as u64
+        (self.bytes / self.seconds.max(0.001)) as u64
     }
 }
 
@@ -120,7 +123,7 @@ impl Meter {
     pub(super) fn read(&mut self, engine: &Engine, memory_bytes: u64, now: Instant) -> Progress {
         let view = engine.view();
         let total = engine.ledger().total();
-        let seconds = now.duration_since(self.before).as_secs_f64().max(0.001);
+        let seconds = now.duration_since(self.before).as_secs_f64();
         self.before = now;
         Progress {
             pieces_done: view.pieces,
@@ -157,9 +160,23 @@ mod tests {
             rate.measure(counted, 0.25);
         }
         assert!((999..=1000).contains(&rate.measure(counted + 250, 0.25)));
-        for _ in 0..60 {
+        for _ in 0..120 {
             rate.measure(counted + 250, 0.25);
         }
         assert_eq!(rate.measure(counted + 250, 0.25), 0);
+    }
+
+    #[test]
+    fn a_rate_is_right_from_the_first_measurement_on_and_however_often_it_is_taken() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.measure(0, 0.0), 0);
+        assert_eq!(rate.measure(100, 0.1), 1000);
+        let mut counted = 100;
+        for seconds in [0.25, 0.001, 0.002, 0.25, 0.001, 1.0] {
+            counted += (seconds * 1000.0) as u64;
+            assert!((990..=1010).contains(&rate.measure(counted, seconds)));
+        }
+        // Somebody looks twice in the same moment.
+        assert!((990..=1010).contains(&rate.measure(counted, 0.0)));
     }
 }
