@@ -188,6 +188,11 @@ impl Images {
         served.iter().map(|(name, served)| (name.to_string(), of(served))).collect()
     }
 
+    /// Closes the tracker and writes down what it remembers.
+    pub async fn close(&self) {
+        self.tracker.close().await;
+    }
+
     /// Answers announces and scrapes.
     #[must_use]
     pub fn tracker(&self) -> &TrackerService {

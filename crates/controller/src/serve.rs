@@ -33,6 +33,8 @@ use crate::{privileges, reconcile, sets, store, token};
 
 /// Requests and transfers that are open at the end get this long.
 const GOODBYE: Duration = Duration::from_secs(4);
+/// What is written when they have ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// HTTP connections that wait to be accepted: a rack that starts at once.
 const BACKLOG: i32 = 4_096;
 /// Peers of the seeder, all images together: the swarm carries the rest.
@@ -156,22 +158,28 @@ impl Bound {
         notify(NotifyState::Stopping);
         tracing::info!("stopping");
         ending.cancel();
-        goodbye(tasks, keeping, last).await;
+        goodbye(tasks, keeping, last, &app).await;
         store.close().await;
         outcome
     }
 }
 
-/// Waits for what still runs, the keeper last so that nothing said is lost.
-async fn goodbye(mut tasks: JoinSet<Result<(), Error>>, keeping: JoinHandle<()>, last: CancellationToken) {
+/// Waits for what still runs; the keeper and the tracker's memory last so that
+/// nothing said is lost.
+async fn goodbye(mut tasks: JoinSet<Result<(), Error>>, keeping: JoinHandle<()>, last: CancellationToken, app: &App) {
     let front = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(GOODBYE, front).await.is_err() {
         tracing::warn!("requests were still open after {} s and are cut off", GOODBYE.as_secs());
         tasks.abort_all();
     }
     last.cancel();
-    if tokio::time::timeout(Duration::from_millis(500), keeping).await.is_err() {
+    let (kept, remembered) =
+        tokio::join!(tokio::time::timeout(LAST_WORDS, keeping), tokio::time::timeout(LAST_WORDS, app.images.close()));
+    if kept.is_err() {
         tracing::warn!("the database did not take the last events in time; nodes will tell again");
+    }
+    if remembered.is_err() {
+        tracing::warn!("the tracker's memory was not written in time; nodes will announce themselves again");
     }
 }
 

@@ -40,6 +40,31 @@ async fn sigterm_ends_it_within_five_seconds_also_with_a_reader_and_an_upload() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_announced_last_is_remembered_by_the_next_controller() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path());
+    let mut controller = Controller::start(&config).await;
+    let image = prepare(&controller.operator(), "announces").await;
+    let announce = |address: std::net::SocketAddr, port: u16| {
+        let hash: String =
+            image.infohash.as_bytes().chunks(2).flat_map(|hex| [b'%', hex[0], hex[1]]).map(char::from).collect();
+        let me = format!("-XX0000-{port:012}");
+        let query =
+            format!("info_hash={hash}&peer_id={me}&port={port}&uploaded=0&downloaded=0&left=1&compact=1&numwant=50");
+        async move { reqwest::get(format!("http://{address}/announce?{query}")).await.unwrap().bytes().await.unwrap() }
+    };
+    let peer = [127, 0, 0, 1, 0x1b, 0x39];
+    announce(controller.address, 0x1b39).await;
+    // At once: the memory is written every few seconds otherwise.
+    controller.signal(Signal::SIGTERM);
+    assert!(controller.wait().await.success());
+    config.server.listen = controller.address;
+    let controller = Controller::start(&config).await;
+    let answer = announce(controller.address, 7000).await;
+    assert!(answer.windows(6).any(|found| found == peer), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_controller_continues_after_its_restart() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());

@@ -114,8 +114,9 @@ pub struct TrackerServer {
     service: TrackerService,
     http: Option<SocketAddr>,
     udp: Option<SocketAddr>,
-    memory: Option<JoinHandle<()>>,
-    stop: DropGuard,
+    memory: Mutex<Option<JoinHandle<()>>>,
+    stop: CancellationToken,
+    _guard: DropGuard,
 }
 
 impl TrackerServer {
@@ -142,8 +143,8 @@ impl TrackerServer {
             udp = Some(socket.local_addr().map_err(|source| Error::Listen { address, source })?);
             tokio::spawn(stop.clone().run_until_cancelled_owned(serve_udp(socket, service.clone())));
         }
-        let memory = memory.map(|memory| tokio::spawn(memory.keep(stop.clone())));
-        Ok(Self { service, http, udp, memory, stop: stop.drop_guard() })
+        let memory = Mutex::new(memory.map(|memory| tokio::spawn(memory.keep(stop.clone()))));
+        Ok(Self { service, http, udp, memory, _guard: stop.clone().drop_guard(), stop })
     }
 
     /// Where it listens for HTTP, with the port that was chosen.
@@ -164,10 +165,12 @@ impl TrackerServer {
         &self.service
     }
 
-    /// Closes the doors and writes the memory.
-    pub async fn close(self) {
-        drop(self.stop);
-        if let Some(memory) = self.memory
+    /// Closes the doors and writes the memory, for which there is a deadline.
+    /// Only the first call waits.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(memory) = memory
             && tokio::time::timeout(CLOSE_DEADLINE, memory).await.is_err()
         {
             tracing::warn!("the tracker's memory was not written in time");
