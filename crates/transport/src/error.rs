@@ -29,7 +29,7 @@ pub enum Error {
     #[error("image `{0}` has no info-hash: seal it again, or take its .torrent")]
     NoInfoHash(String),
     /// The same image is in the swarm of this listener already.
-    #[error("this process already takes part in swarm {0}")]
+    #[error("this process already takes part in swarm {0}: end that first, or listen on another port")]
     JoinedAlready(InfoHash),
     /// A tracker's address cannot be used.
     #[error("tracker `{0}` will not do: write http://HOST:PORT/announce or udp://HOST:PORT")]

@@ -32,10 +32,10 @@ const SAID_AGAIN: Duration = Duration::from_secs(300);
 
 /// Who refuses is asked again after this, and after twice as long each time: it
 /// may not know the torrent yet.
-const REFUSAL_RESTS: Duration = Duration::from_secs(10);
+const REFUSAL_RESTS: Duration = Duration::from_secs(2);
 
 /// Most that it becomes.
-const MOST_REST: Duration = Duration::from_secs(600);
+const MOST_REST: Duration = Duration::from_secs(300);
 
 /// Without trackers there is nobody to ask again.
 const NO_TRACKER_INTERVAL: Duration = Duration::from_secs(3600);
@@ -405,7 +405,7 @@ mod tests {
             assert!(patience.rests(now) && !patience.rests(until));
             now = until;
         }
-        assert_eq!(rests, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        assert_eq!(rests, [2, 4, 8, 16, 32, 64, 128, 256, 300]);
         patience.helped(false);
         assert!(!patience.rests(now));
     }

@@ -37,6 +37,9 @@ const MOST_PEERS: usize = 256;
 /// What one peer may take altogether.
 const PEER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What looking up the name of one peer may take.
+const NAME_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Trackers are asked again after this, and peers that failed tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -90,11 +93,14 @@ pub async fn fetch_metainfo(listener: &Listener, job: MagnetJob) -> Result<Metai
     let announcer = Announcer::new(&magnet.trackers, speaker)?;
     let (ask, asked) = mpsc::channel(1);
     let (events_in, mut events) = mpsc::channel(16);
+    let named = look_up(magnet.peers.clone(), events_in.clone());
     let search = Search { listener: listener.clone(), me, magnet, names };
     let looking = search.run(peers, ask, &mut events);
+    // A name server that is silent keeps nobody from asking the tracker.
+    let meanwhile = async { tokio::join!(announcer.clone().run(asked, events_in), named) };
     let outcome = tokio::select! {
         outcome = looking => outcome,
-        () = announcer.clone().run(asked, events_in) => Err(Error::Defect),
+        _ = meanwhile => Err(Error::Defect),
     };
     announcer.farewell(progress(Some(AnnounceEvent::Stopped))).await;
     outcome
@@ -102,6 +108,18 @@ pub async fn fetch_metainfo(listener: &Listener, job: MagnetJob) -> Result<Metai
 
 fn progress(event: Option<AnnounceEvent>) -> swarm::Progress {
     swarm::Progress { event, uploaded: 0, downloaded: 0, left: 1, num_want: 50 }
+}
+
+/// Finds the peers that the link itself names.
+async fn look_up(names: Vec<String>, events: mpsc::Sender<Event>) {
+    for name in names {
+        let found = timeout(NAME_DEADLINE, lookup_host(&name)).await;
+        match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            // Nobody looks any more when it cannot be sent.
+            Ok(addresses) => drop(events.send(Event::Found(addresses.collect())).await),
+            Err(error) => tracing::warn!(name, %error, "a peer of the magnet link is unknown"),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -130,7 +148,6 @@ impl Search {
             }
         };
         meet(peers, &mut to_ask);
-        meet(self.named_peers().await, &mut to_ask);
         // The queue has a place: nothing was asked yet.
         let _ = ask.try_send(progress(Some(AnnounceEvent::Started)));
         let mut failed: Vec<SocketAddr> = Vec::new();
@@ -165,18 +182,6 @@ impl Search {
                 }
             }
         }
-    }
-
-    /// Peers that the link itself names.
-    async fn named_peers(&self) -> Vec<SocketAddr> {
-        let mut peers = Vec::new();
-        for name in &self.magnet.peers {
-            match lookup_host(name).await {
-                Ok(addresses) => peers.extend(addresses),
-                Err(error) => tracing::warn!(name, %error, "a peer of the magnet link is unknown"),
-            }
-        }
-        peers
     }
 
     /// The torrent from one peer, checked against the link.

@@ -27,13 +27,53 @@ const HEADROOM: f64 = 4.0;
 /// try: doubled each time up to this.
 const MOST_SKIPPED: u32 = 64;
 
+/// States of zstd that are kept while idle.
+const IDLE_STATES: usize = 2;
+
 /// What packing makes of a chunk before it was ever measured, bytes a second.
 const FIRST_SPEED: u64 = 300_000_000;
+
+/// States of zstd that wait for the next chunk: each takes as much memory as
+/// several chunks, and making one as long as packing one.
+struct States<T>(Mutex<Vec<T>>);
+
+impl<T> Default for States<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> States<T> {
+    /// Lets `act` use an idle state or one that `make` makes; no lock is held
+    /// meanwhile.
+    fn with<R>(
+        &self,
+        make: impl FnOnce() -> io::Result<T>,
+        act: impl FnOnce(&mut T) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let idle = self.idle().pop();
+        let mut state = match idle {
+            Some(state) => state,
+            None => make()?,
+        };
+        let outcome = act(&mut state);
+        let mut idle = self.idle();
+        if idle.len() < IDLE_STATES {
+            idle.push(state);
+        }
+        outcome
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Packed chunks of one swarm, kept while other peers may ask for the same.
 pub(super) struct Packer {
     limit_bytes: u64,
     cache: Mutex<Cache>,
+    states: States<Compressor<'static>>,
     /// Bytes a second that packing manages.
     speed: AtomicU64,
     /// Chunks to be sent plain before the next try, and how many after it.
@@ -53,6 +93,7 @@ impl Packer {
         Self {
             limit_bytes,
             cache: Mutex::default(),
+            states: States::default(),
             speed: AtomicU64::new(FIRST_SPEED),
             skip: AtomicU32::new(0),
             skip_next: AtomicU32::new(1),
@@ -77,7 +118,7 @@ impl Packer {
     /// Packs; none when it does not shrink. Blocks for a millisecond or less.
     pub(super) fn pack(&self, block: Block, plain: &[u8]) -> Option<Bytes> {
         let begun = Instant::now();
-        let packed = Compressor::new(LEVEL).and_then(|mut compressor| compressor.compress(plain)).ok()?;
+        let packed = self.states.with(|| Compressor::new(LEVEL), |state| state.compress(plain)).ok()?;
         let speed = plain.len() as f64 / begun.elapsed().as_secs_f64().max(1e-6);
         let before = self.speed.load(Ordering::Relaxed);
         self.speed.store((before * 7 + speed as u64) / 8, Ordering::Relaxed);
@@ -118,10 +159,10 @@ impl Packer {
     }
 }
 
-/// Unpacks for all connections of a swarm, with one state of zstd.
+/// Unpacks for all connections of a swarm.
 #[derive(Default)]
 pub(super) struct Unpacker {
-    state: Mutex<Option<Decompressor<'static>>>,
+    states: States<Decompressor<'static>>,
 }
 
 impl Unpacker {
@@ -130,12 +171,10 @@ impl Unpacker {
     /// # Errors
     /// When the frame is broken or unpacks to another length; the peer lies.
     pub(super) fn unpack(&self, packed: &[u8], into: &mut [u8]) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let unpacker = match &mut *state {
-            Some(unpacker) => unpacker,
-            none => none.insert(Decompressor::new()?),
+        let unpack = |state: &mut Decompressor<'static>| {
+            state.decompress_to_buffer(packed, &mut *into).map_err(|error| invalid(format!("{error}")))
         };
-        let unpacked = unpacker.decompress_to_buffer(packed, into).map_err(|error| invalid(format!("{error}")))?;
+        let unpacked = self.states.with(Decompressor::new, unpack)?;
         if unpacked == into.len() { Ok(()) } else { Err(invalid("a packed message is shorter than it says")) }
     }
 }

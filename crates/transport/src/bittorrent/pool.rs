@@ -256,10 +256,10 @@ impl Yard {
         // keep the original, which nobody reads again.
         Some(Arc::try_unwrap(bytes).map_or_else(
             |shared| {
-                let copy = lock(&shared).clone();
-                let mut own = self.pool.take(copy.len());
-                own.copy_from_slice(&copy);
-                self.pool.lose(copy.len());
+                let original = lock(&shared);
+                let mut own = self.pool.take(original.len());
+                own.copy_from_slice(&original);
+                self.pool.lose(original.len());
                 own
             },
             |whole| whole.into_inner().unwrap_or_else(PoisonError::into_inner),

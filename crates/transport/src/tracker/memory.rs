@@ -55,15 +55,17 @@ impl Memory {
     }
 
     async fn write(&mut self) {
-        let snapshot = self.service.tracker().snapshot();
-        if snapshot == self.written {
-            return;
-        }
-        let path = self.path.clone();
-        let work = spawn_blocking(move || replace(&path, &snapshot).map(|()| snapshot));
-        match work.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(snapshot) => self.written = snapshot,
-            Err(error) => tracing::warn!(path = %self.path.display(), %error, "the tracker's memory is not written"),
+        let (path, service, written) = (self.path.clone(), self.service.clone(), std::mem::take(&mut self.written));
+        // Of a large hall it takes a while to put together as well.
+        let work = spawn_blocking(move || {
+            let snapshot = service.tracker().snapshot();
+            let outcome = if snapshot == written { Ok(()) } else { replace(&path, &snapshot) };
+            (if outcome.is_ok() { snapshot } else { written }, outcome)
+        });
+        let (written, outcome) = work.await.unwrap_or_else(|error| (Vec::new(), Err(io::Error::other(error))));
+        self.written = written;
+        if let Err(error) = outcome {
+            tracing::warn!(path = %self.path.display(), %error, "the tracker's memory is not written");
         }
     }
 }
