@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use fleet::deployment::{Deployment, DeploymentState, ImageInfo, Outcome};
+use fleet::discovery::Inventory;
 use fleet::disk::DiskRule;
 use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use fleet::life::Stage;
@@ -81,6 +82,9 @@ pub struct NodeView {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
     pub power_read_at: Option<Millis>,
+    /// What it told of itself when its agent last registered. In lists only of nodes that wait for approval.
+    #[serde(default)]
+    pub inventory: Option<Inventory>,
     /// The set that it belongs to.
     #[serde(default)]
     pub member: Option<Member>,

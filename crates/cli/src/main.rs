@@ -5,6 +5,7 @@ mod completions;
 mod connect;
 mod deploy;
 mod doctor;
+mod expected;
 mod fetch;
 mod generate;
 mod image;

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use api::client::Client;
 use api::operator::{NewNode, NodeSettings, NodeView};
 use clap::{Args, Subcommand};
+use fleet::discovery::Inventory;
 use fleet::disk::DiskRule;
 use fleet::ids::{Mac, NodeName, RackName};
 use fleet::life::Stage;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use crate::connect::{Connection, explain};
 use crate::output::{self, ago, bytes, moment, or_dash, percent, rate, say, show};
-use crate::{parse, post, timeline};
+use crate::{expected, parse, post, timeline};
 
 /// What is done with machines.
 #[derive(Debug, Subcommand)]
@@ -55,6 +56,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         options: Box<Options>,
     },
+    /// Add or change nodes from a file of expected machines
+    #[command(after_help = expected::HELP)]
+    Import(expected::Import),
+    /// Print all approved nodes as such a file
+    Export(expected::Export),
     /// Take in a machine that showed itself on the network
     Approve {
         /// The node; machines that nobody has named are called node- and their MAC address
@@ -182,6 +188,8 @@ pub(crate) async fn run(connection: &Connection, command: Command) -> Result<Exi
         Command::Timeline(arguments) => timeline::run(&client, &arguments).await,
         Command::Add { name, options } => add(&client, name, &options).await,
         Command::Set { name, options } => set(&client, &name, &options).await,
+        Command::Import(arguments) => expected::import(&client, &arguments).await,
+        Command::Export(arguments) => expected::export(&client, &arguments).await,
         Command::Approve { name } => {
             let node = client.approve_node(&name).await.map_err(explain)?;
             done(format!("{} is approved", node.name))
@@ -198,7 +206,10 @@ pub(crate) async fn run(connection: &Connection, command: Command) -> Result<Exi
 }
 
 async fn add(client: &Client, name: NodeName, options: &Options) -> Result<ExitCode> {
-    ensure!(!options.macs.is_empty(), "a new node needs at least one MAC address: --mac 52:54:00:12:34:56");
+    ensure!(
+        !options.macs.is_empty() || options.uuid.is_some(),
+        "a new node needs at least one MAC address, or its UUID: --mac 52:54:00:12:34:56"
+    );
     let settings = options.settings(&PostSettings::default())?;
     let node = client.add_node(&NewNode { name, settings }).await.map_err(explain)?;
     done(format!("{} is added; it writes {}", node.name, node.disk))
@@ -247,7 +258,12 @@ fn note(node: &NodeView) -> String {
         _ if node.member.as_ref().is_some_and(|member| member.missing_since.is_some()) => {
             "its set does not list it any more".to_owned()
         }
-        _ if !node.approved => format!("waits for approval: rackswarm node approve {}", node.name),
+        _ if !node.approved => match &node.inventory {
+            Some(inventory) => {
+                format!("waits for approval ({}): rackswarm node approve {}", summary(inventory), node.name)
+            }
+            None => format!("waits for approval: rackswarm node approve {}", node.name),
+        },
         (Stage::Fetching, Some(progress), _) => format!(
             "{} % at {} from {} peers",
             percent(progress.done_bytes, progress.total_bytes),
@@ -266,6 +282,7 @@ fn note(node: &NodeView) -> String {
 
 fn describe(node: &NodeView) -> String {
     let mut lines = identity(node);
+    lines.extend(node.inventory.iter().flat_map(machine));
     lines.extend(life(node));
     lines.extend(post::describe(&node.post));
     lines.extend(health(node));
@@ -287,6 +304,30 @@ fn identity(node: &NodeView) -> Vec<(&'static str, String)> {
         ("set", membership(node)),
         ("disk", node.disk.to_string()),
     ]
+}
+
+/// A machine in a few words.
+fn summary(inventory: &Inventory) -> String {
+    let disks: u64 = inventory.disks.iter().filter(|disk| !disk.removable).map(|disk| disk.size_bytes).sum();
+    let product = if inventory.product.is_empty() { "unnamed product" } else { &inventory.product };
+    format!(
+        "{product}, {}, {}, {} of disks",
+        output::count(inventory.processors as usize, "processor"),
+        bytes(inventory.memory_bytes),
+        bytes(disks)
+    )
+}
+
+/// What a machine told of itself.
+fn machine(inventory: &Inventory) -> Vec<(&'static str, String)> {
+    let macs: Vec<String> = inventory.macs.iter().map(ToString::to_string).collect();
+    let mut lines =
+        vec![("machine", format!("{} ({})", summary(inventory), ago(inventory.at))), ("its cards", macs.join(" "))];
+    lines.extend(inventory.disks.iter().map(|disk| {
+        let holds = if disk.contents.is_empty() { "blank".to_owned() } else { disk.contents.join(" and ") };
+        ("its disk", format!("{disk}, {holds}"))
+    }));
+    lines
 }
 
 fn power_line(node: &NodeView) -> String {

@@ -364,6 +364,35 @@ fn a_rack_of_virtual_controllers_becomes_nodes_that_are_switched() {
 }
 
 #[test]
+fn expected_machines_are_read_from_a_file_and_written_to_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "");
+    let table = "name,mac,rack,uuid,power\n\
+                 n1,52:54:00:00:00:01 52:54:00:00:00:02,r1,,manual:rack 1\n\
+                 n2,,r1,00000000-0000-0000-0000-000000000007,\n\
+                 n3,,,,\n";
+    let file = write(folder.path(), "machines.csv", table);
+    let dry = server.run(&["node", "import", &file, "--dry-run"]);
+    assert_eq!(dry.code, 1, "{}", dry.stdout);
+    assert!(dry.stdout.contains("2 added, 1 refused (dry run: nothing was changed)"), "{}", dry.stdout);
+    assert!(server.run(&["node", "list"]).ok().contains("no nodes yet"));
+    let real = server.run(&["node", "import", &file]);
+    assert!(real.code == 1 && real.stdout.contains("n3") && real.stdout.contains("MAC address"), "{}", real.stdout);
+    let node = json(&server.run(&["node", "show", "n1", "--json"]).ok());
+    assert_eq!((&node["power"], &node["rack"]), (&Value::from("manual:rack 1"), &Value::from("r1")));
+
+    let toml = server.run(&["node", "export", "--format", "toml"]).ok();
+    let again = write(folder.path(), "machines.toml", toml.replace("manual:rack 1", "manual:rack 2"));
+    let changed = server.run(&["node", "import", &again]).ok();
+    assert!(changed.contains("power manual:rack 2") && changed.contains("1 changed, 1 unchanged"), "{changed}");
+    let csv = write(folder.path(), "again.csv", server.run(&["node", "export"]).ok());
+    assert!(server.run(&["node", "import", &csv]).ok().contains("nothing to change\n2 unchanged"));
+    let other = write(folder.path(), "other.csv", "name,mac\nn9,52:54:00:00:00:01\n");
+    let taken = server.run(&["node", "import", &other]);
+    assert!(taken.code == 1 && taken.stdout.contains("n1"), "{}", taken.stdout);
+}
+
+#[test]
 fn what_a_person_has_to_switch_is_no_success() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), "[[set]]\nname = \"cloud\"\naddress = \"fake:cli-cloud?machines=1\"\n");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use boot::decide::{self, BootDecision};
 use boot::dhcp::{DhcpConfig, Mode};
 use boot::tftp::TftpConfig;
+use fleet::discovery::Discovery;
 use fleet::ids::{Mac, RackName, SetName};
 use fleet::plan::Policy;
 use fleet::post::{Network, PostSettings};
@@ -33,6 +34,8 @@ pub struct Config {
     pub swarm: SwarmConfig,
     /// `[deploy]`: attempts, deadlines and pauses.
     pub deploy: Policy,
+    /// `[discovery]`: machines that nobody has named.
+    pub discovery: Discovery,
     /// `[post]`: post actions of all nodes; racks and nodes may say otherwise.
     pub post: PostSettings,
     /// `[node]`
@@ -210,6 +213,9 @@ impl Config {
         check_arguments(&self.boot.kernel_arguments).map_err(|why| format!("boot.kernel_arguments: {why}"))?;
         self.check_ranges()?;
         self.check_sets()?;
+        for rule in &self.discovery.approve {
+            rule.check().map_err(|why| format!("discovery.approve: {why}"))?;
+        }
         check_post(&self.post).map_err(|why| format!("post.{why}"))
     }
 
@@ -248,6 +254,12 @@ impl Config {
             set.whole_address().map_err(|why| format!("set `{}`: {why}", set.name))?;
         }
         Ok(())
+    }
+
+    /// What decides about nodes: attempts, deadlines and who is taken in.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy { discovery: self.discovery.clone(), ..self.deploy.clone() }
     }
 
     /// What is done about DHCP, in a word.
@@ -327,6 +339,7 @@ pub fn print_config() -> String {
         BOOT,
         SWARM,
         Policy::DEFAULT_TOML,
+        Discovery::DEFAULT_TOML,
         POST,
         NODE,
         SETS,
@@ -506,7 +519,7 @@ mod tests {
         let config = Config::parse(Path::new("examples"), &text).unwrap();
         assert_eq!(config.server.user.as_deref(), Some("rackswarm"));
         assert!(matches!(config.post.network, Some(Network::Static { .. })));
-        assert_eq!(config.set.len(), 2);
+        assert_eq!((config.set.len(), config.discovery.approve.len()), (2, 1));
         assert!(config.post.script.is_some() && config.database.password_file.is_some());
     }
 
@@ -538,6 +551,7 @@ mod tests {
             ("[post]\nnetwork = { static = { address = \"10.0.0.7\" } }\n", "line 2: post.network"),
             ("[post]\nscript = { text = \"echo\" }\n", "line 2: post.script"),
             ("[swarm]\nlinger_seconds = -1\n", "line 2"),
+            ("[[discovery.approve]]\nname = \"all\"\n", "approve every machine"),
             ("[[set]]\nname = \"S 1\"\naddress = \"fake:x\"\n", "line 2"),
             ("[[set]]\nname = \"s\"\naddress = \"pigeon:x\"\n", "set `s`: no kind of set"),
             ("[[set]]\nname = \"s\"\naddress = \"redfish+http://admin@bmc\"\n", "password_file"),

@@ -107,17 +107,24 @@ impl Director for BootDirector {
 
 /// Reports that a machine was seen, unless it is one stranger too many.
 pub fn sight(keeper: &Keeper, mac: Mac, firmware: Option<Firmware>, uuid: Option<Uuid>) {
+    if is_welcome(keeper, mac) {
+        keeper.report(Event::Sighted { mac, firmware, uuid });
+    }
+}
+
+/// Whether this machine is known, or one more stranger may wait.
+#[must_use]
+pub fn is_welcome(keeper: &Keeper, mac: Mac) -> bool {
     let welcome = keeper.read(|state| {
         let snapshot = state.snapshot();
         snapshot.macs.contains_key(&mac)
             || snapshot.nodes.len() < STRANGERS
             || snapshot.nodes.values().filter(|node| !node.approved).count() < STRANGERS
     });
-    if welcome {
-        keeper.report(Event::Sighted { mac, firmware, uuid });
-    } else {
+    if !welcome {
         tracing::warn!(%mac, "passed over: {STRANGERS} machines wait for approval already; approve or remove some");
     }
+    welcome
 }
 
 /// How the machine behind an asker network-boots. iPXE cannot tell whether it

@@ -113,7 +113,7 @@ impl Bound {
         let token = token::operator(&self.token_file())?;
         let store = store::open(&self.config.database, &data_dir).await?;
         let (ending, last) = (CancellationToken::new(), CancellationToken::new());
-        let (keeper, keeping) = Keeper::start(Arc::clone(&store), self.config.deploy.clone(), last.clone()).await?;
+        let (keeper, keeping) = Keeper::start(Arc::clone(&store), self.config.policy(), last.clone()).await?;
 
         sets::settle(&keeper, &self.config.set).await?;
 

@@ -30,6 +30,8 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         power: node.power.clone(),
         power_state: live.and_then(|live| live.power).map(|(power, _)| power),
         power_read_at: live.and_then(|live| live.power).map(|(_, at)| at),
+        // Of all nodes it would be a long list; one that waits is judged by it.
+        inventory: node.inventory.clone().filter(|_| !node.approved),
         member: node.member.clone(),
         address: state.address_of(node),
         disk: node.disk.clone(),

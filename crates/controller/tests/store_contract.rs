@@ -13,6 +13,7 @@ use fleet::ids::{Attempt, DeploymentId, Digest, Mac, Millis};
 use fleet::life::Stage;
 use fleet::node::{Live, Node, Rack, TokenHash};
 use fleet::post::PostSettings;
+use fleet::set::{MachineSet, Synced};
 use rackswarm_controller::Error;
 use rackswarm_controller::store::{MemoryStore, Revision, SqlStore, Store, TIMELINE_LINES};
 use rand::rngs::StdRng;
@@ -254,7 +255,7 @@ async fn oracle(store: Arc<dyn Store>) {
 fn any_change(random: &mut StdRng) -> Change {
     let number: u8 = random.random_range(0..4);
     let name = format!("n{number}");
-    match random.random_range(0..10) {
+    match random.random_range(0..12) {
         0..4 => {
             // Each node has a MAC address of its own, as intake sees to.
             let mut node = node(&name, number);
@@ -265,6 +266,8 @@ fn any_change(random: &mut StdRng) -> Change {
         5 => Change::PutRack(rack(&name)),
         6 => Change::DropRack(name.parse().unwrap()),
         7 => Change::PutDeployment(deployment(u64::from(number) + 1)),
+        8 => Change::PutSet(set(&name)),
+        9 => Change::DropSet(name.parse().unwrap()),
         _ => note(&name, random.random_range(0..1000)),
     }
 }
@@ -319,6 +322,16 @@ fn node(name: &str, mac: u8) -> Node {
 
 fn rack(name: &str) -> Rack {
     Rack { name: name.parse().unwrap(), post: PostSettings::default() }
+}
+
+fn set(name: &str) -> MachineSet {
+    MachineSet {
+        name: name.parse().unwrap(),
+        address: format!("fake:{name}"),
+        rack: Some("r1".parse().unwrap()),
+        configured: name == "n0",
+        synced: Some(Synced { at: Millis(7), text: "it's one \"added\"".to_owned() }),
+    }
 }
 
 fn note(node: &str, at: u64) -> Change {

@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::deployment::ImageInfo;
+use crate::discovery::Inventory;
 use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName, SetName};
 use crate::life::Stage;
@@ -181,6 +182,19 @@ pub enum Event {
         /// Hash of the token that the system being written will carry.
         token: TokenHash,
         /// The machine in a sentence: memory, processors, disks.
+        text: String,
+    },
+    /// A machine told what it is.
+    Inventoried {
+        /// The node.
+        node: NodeName,
+        /// The attempt that its token belongs to.
+        attempt: Attempt,
+        /// The machine's SMBIOS UUID.
+        uuid: Option<Uuid>,
+        /// What it told.
+        inventory: Box<Inventory>,
+        /// The same in a sentence.
         text: String,
     },
     /// The disk was chosen and fetching began.

@@ -5,10 +5,11 @@ use uuid::Uuid;
 
 use crate::change::{Change, Note, Snapshot};
 use crate::deployment::{Deployment, DeploymentState, Outcome};
+use crate::discovery::{INVENTORY_TRIES, Inventory};
 use crate::event::{Event, NodeEdit};
 use crate::ids::{Attempt, BadId, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use crate::life::{self, Cause, Stage};
-use crate::node::{Deployed, Firmware, Live, Node, TokenHash};
+use crate::node::{Deployed, Firmware, Live, Node, Rack, TokenHash};
 use crate::plan::Policy;
 use crate::set::{MachineSet, compare};
 
@@ -57,6 +58,11 @@ pub enum BootWish {
         /// The attempt that the script's token will belong to.
         attempt: Attempt,
     },
+    /// Our kernel and agent, only to tell what the machine is.
+    Inventory {
+        /// The node, which waits for approval.
+        node: NodeName,
+    },
     /// Its own disk.
     LocalDisk {
         /// Why, as a sentence for the machine's console.
@@ -66,7 +72,7 @@ pub enum BootWish {
 
 /// What the machine behind `mac` is to boot now.
 #[must_use]
-pub fn boot_wish(snapshot: &Snapshot, mac: Mac) -> BootWish {
+pub fn boot_wish(snapshot: &Snapshot, policy: &Policy, mac: Mac) -> BootWish {
     let local = |why: String| BootWish::LocalDisk { why };
     let Some(node) = snapshot.node_of(mac) else {
         return local(format!("{mac} is not known here; it waits for approval"));
@@ -80,12 +86,18 @@ pub fn boot_wish(snapshot: &Snapshot, mac: Mac) -> BootWish {
         Stage::AgentUp | Stage::Fetching | Stage::PostActions => {
             BootWish::Agent { node: name.clone(), attempt: node.attempt.next() }
         }
+        Stage::Enrolled if is_to_tell(policy, node) => BootWish::Inventory { node: name.clone() },
         Stage::Enrolled if !node.approved => local(format!("{name} waits for approval")),
         Stage::Enrolled => local(format!("nothing is assigned to {name}")),
         Stage::Rebooting => local(format!("{name} has been written and boots its own disk")),
         Stage::Running => local(format!("{name} is deployed and boots its own disk")),
         Stage::Failed => local(format!("the last deployment of {name} failed")),
     }
+}
+
+/// Whether this machine is to tell what it is before anybody decides about it.
+fn is_to_tell(policy: &Policy, node: &Node) -> bool {
+    policy.discovery.inventory && !node.approved && node.inventory.is_none() && node.inventory_tries < INVENTORY_TRIES
 }
 
 /// What `event` changes.
@@ -110,7 +122,7 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         Event::Cancel(id) => cancel(snapshot, now, *id),
         Event::ImageSealed(image) => Ok(vec![Change::PutImage(image.clone())]),
         Event::ImageRemoved(name) => remove_image(snapshot, name),
-        Event::Sighted { mac, firmware, uuid } => sighted(snapshot, now, *mac, *firmware, *uuid),
+        Event::Sighted { mac, firmware, uuid } => sighted(snapshot, policy, now, *mac, *firmware, *uuid),
         Event::BootloaderSent { mac, file, bytes } => by_mac(
             snapshot,
             now,
@@ -154,6 +166,9 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         }
         Event::Registered { node, attempt, uuid, token, text } => {
             registered(snapshot, now, node, *attempt, *uuid, token, text)
+        }
+        Event::Inventoried { node, attempt, uuid, inventory, text } => {
+            inventoried(snapshot, policy, now, node, *attempt, *uuid, inventory, text)
         }
         Event::FetchStarted { node, attempt, disk, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
@@ -363,10 +378,26 @@ fn add_node(snapshot: &Snapshot, now: Millis, name: &NodeName, edit: &NodeEdit) 
     if snapshot.nodes.contains_key(name) {
         return Err(Refused::Conflict(format!("there is a node `{name}` already; `rackswarm node set` changes it")));
     }
-    let macs = edit.macs.clone().unwrap_or_default();
-    if macs.is_empty() {
-        return Err(Refused::Invalid(format!("node `{name}` needs at least one MAC address")));
-    }
+    let macs = match (edit.macs.clone().unwrap_or_default(), edit.uuid) {
+        (macs, _) if !macs.is_empty() => macs,
+        (_, None) => {
+            return Err(Refused::Invalid(format!("node `{name}` needs at least one MAC address, or its UUID")));
+        }
+        // By its UUID alone: it may be one that waits for approval, else it is recognised when it boots.
+        (_, Some(uuid)) => {
+            let mut same = snapshot.nodes.values().filter(|node| node.uuid == Some(uuid));
+            match (same.next(), same.next()) {
+                (None, _) => Vec::new(),
+                (Some(stranger), None) if !stranger.approved => stranger.macs.clone(),
+                (Some(other), _) => {
+                    return Err(Refused::Conflict(format!(
+                        "the UUID is that of node `{}` already; name a MAC address",
+                        other.name
+                    )));
+                }
+            }
+        }
+    };
     // A machine may have shown itself before it was added: the stranger becomes this node.
     let mut changes = Vec::new();
     let mut node = Node::new(name.clone(), macs.clone(), true, now);
@@ -377,6 +408,7 @@ fn add_node(snapshot: &Snapshot, now: Millis, name: &NodeName, edit: &NodeEdit) 
             }
             node.uuid = node.uuid.or(owner.uuid);
             node.firmware = node.firmware.or(owner.firmware);
+            node.inventory = node.inventory.or_else(|| owner.inventory.clone());
             changes.push(Change::DropNode(owner.name.clone()));
         }
     }
@@ -439,6 +471,7 @@ fn approve(snapshot: &Snapshot, now: Millis, name: &NodeName) -> Result<Vec<Chan
     let mut draft = Draft::any_attempt(snapshot, now, name)?;
     if !draft.node.approved {
         draft.node.approved = true;
+        draft.node.boot_token = None;
         draft.note("approved", "approved by an operator");
     }
     Ok(draft.finish())
@@ -619,6 +652,7 @@ fn cancel(snapshot: &Snapshot, now: Millis, id: DeploymentId) -> Result<Vec<Chan
 
 fn sighted(
     snapshot: &Snapshot,
+    policy: &Policy,
     now: Millis,
     mac: Mac,
     firmware: Option<Firmware>,
@@ -626,7 +660,7 @@ fn sighted(
 ) -> Result<Vec<Change>, Refused> {
     let awaited = || firmware.and(uuid).and_then(|uuid| snapshot.awaited(uuid));
     let Some(known) = snapshot.node_of(mac).or_else(awaited) else {
-        return Ok(stranger(snapshot, now, mac, firmware, uuid));
+        return Ok(stranger(snapshot, policy, now, mac, firmware, uuid));
     };
     let mut draft = Draft::new(snapshot, now, known.clone());
     if draft.node.macs.is_empty() {
@@ -654,7 +688,14 @@ fn sighted(
 }
 
 /// A machine that nobody has named and that network-boots waits for approval.
-fn stranger(snapshot: &Snapshot, now: Millis, mac: Mac, firmware: Option<Firmware>, uuid: Option<Uuid>) -> Vec<Change> {
+fn stranger(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    mac: Mac,
+    firmware: Option<Firmware>,
+    uuid: Option<Uuid>,
+) -> Vec<Change> {
     if firmware.is_none() {
         return Vec::new();
     }
@@ -663,7 +704,50 @@ fn stranger(snapshot: &Snapshot, now: Millis, mac: Mac, firmware: Option<Firmwar
     node.uuid = uuid;
     let mut draft = Draft::new(snapshot, now, node);
     draft.note("sighted", &format!("a machine nobody has named network-boots through {mac}; approve or add it"));
-    draft.finish()
+    let mut changes = approve_by_rule(&mut draft, policy);
+    changes.extend(draft.finish());
+    changes
+}
+
+/// Approves a machine that fits a rule, and makes the rule's rack where there is none.
+fn approve_by_rule(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Change> {
+    let rules = &policy.discovery.approve;
+    let Some(rule) = rules.iter().find(|rule| !draft.node.approved && rule.fits(&draft.node)) else {
+        return Vec::new();
+    };
+    draft.node.approved = true;
+    draft.note("approved", &format!("approved by rule `{}`", rule.name));
+    let Some(rack) = rule.rack.clone().filter(|_| draft.node.rack.is_none()) else { return Vec::new() };
+    draft.node.rack = Some(rack.clone());
+    if draft.snapshot.racks.contains_key(&rack) {
+        return Vec::new();
+    }
+    vec![Change::PutRack(Rack { name: rack, post: Default::default() })]
+}
+
+#[allow(clippy::too_many_arguments)]
+fn inventoried(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    node: &NodeName,
+    attempt: Attempt,
+    uuid: Option<Uuid>,
+    inventory: &Inventory,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, node, attempt)?;
+    draft.node.inventory = Some(inventory.clone());
+    if draft.node.approved {
+        return Ok(draft.finish());
+    }
+    learn_uuid(&mut draft, uuid);
+    draft.note("inventoried", text);
+    // Its token was for this only.
+    draft.node.boot_token = None;
+    let mut changes = approve_by_rule(&mut draft, policy);
+    changes.extend(draft.finish());
+    Ok(changes)
 }
 
 fn learn_uuid(draft: &mut Draft<'_>, uuid: Option<Uuid>) {
@@ -706,7 +790,12 @@ fn script_asked(
     let Some(node) = snapshot.node_of(mac) else { return Ok(Vec::new()) };
     let mut draft = Draft::new(snapshot, now, node.clone());
     learn_uuid(&mut draft, uuid);
-    match boot_wish(snapshot, mac) {
+    match boot_wish(snapshot, policy, mac) {
+        BootWish::Inventory { .. } => {
+            draft.node.inventory_tries += 1;
+            draft.node.boot_token = Some(token.clone());
+            draft.note("inventory_asked", "it boots into memory once, to tell what it is; nothing is written to it");
+        }
         BootWish::Agent { attempt, .. } if attempt == node.attempt => {
             draft.advance(Cause::ScriptSent, "script_sent", "its boot script leads to our kernel");
             draft.node.boot_token = Some(token.clone());

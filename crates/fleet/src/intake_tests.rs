@@ -194,7 +194,7 @@ fn a_written_machine_that_network_boots_again_is_sent_to_its_disk() {
     for stage in [Stage::Rebooting, Stage::Running] {
         let mut world = World::with_node();
         world.reach(stage);
-        assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+        assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
         world.take(Event::ScriptAsked { mac: mac(), uuid: None, token: hash("x") }).unwrap();
         assert_eq!(world.node().stage, stage);
         assert_eq!(world.notes.last().unwrap().kind, "sent_to_disk");
@@ -204,17 +204,17 @@ fn a_written_machine_that_network_boots_again_is_sent_to_its_disk() {
 #[test]
 fn unknown_unapproved_and_unassigned_machines_boot_their_disks() {
     let mut world = World::new();
-    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
     world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::UefiX64), uuid: None }).unwrap();
     let stranger = NodeName::of_stranger(mac());
     assert!(!world.snapshot.nodes[&stranger].approved);
-    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
     let deploy = Event::Deploy { image: "golden".parse().unwrap(), nodes: vec![stranger.clone()] };
     assert!(matches!(world.take(deploy.clone()), Err(Refused::Conflict(_))));
     world.take(Event::Approve { node: stranger }).unwrap();
-    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::LocalDisk { .. }));
+    assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
     world.take(deploy).unwrap();
-    assert!(matches!(boot_wish(&world.snapshot, mac()), BootWish::Agent { .. }));
+    assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::Agent { .. }));
 }
 
 #[test]
@@ -356,4 +356,71 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_stranger_tells_what_it_is_once_and_waits_or_is_approved_by_rule() {
+    use crate::discovery::{Discovery, INVENTORY_TRIES, Inventory, Rule};
+    let mut world = World::new();
+    let seen = Event::Sighted { mac: mac(), firmware: Some(Firmware::Bios), uuid: None };
+    world.take(seen.clone()).unwrap();
+    assert!(
+        matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }),
+        "not unless asked for"
+    );
+    let rule =
+        Rule { name: "big".into(), min_memory_gib: Some(64), rack: Some("r9".parse().unwrap()), ..Rule::default() };
+    world.policy.discovery = Discovery { inventory: true, approve: vec![rule] };
+    let stranger = NodeName::of_stranger(mac());
+    let asked = |token: &str| Event::ScriptAsked { mac: mac(), uuid: None, token: TokenHash(token.into()) };
+    let told = |gib: u64| Event::Inventoried {
+        node: NodeName::of_stranger(mac()),
+        attempt: Attempt(0),
+        uuid: None,
+        inventory: Box::new(Inventory {
+            at: START,
+            product: "Box".into(),
+            processors: 4,
+            memory_bytes: gib << 30,
+            macs: vec![mac()],
+            disks: Vec::new(),
+        }),
+        text: "a box".into(),
+    };
+    world.take(asked("first")).unwrap();
+    assert_eq!(world.snapshot.nodes[&stranger].boot_token, Some(TokenHash("first".into())));
+    world.take(told(8)).unwrap();
+    let node = &world.snapshot.nodes[&stranger];
+    assert_eq!((node.approved, node.boot_token.is_none(), node.stage), (false, true, Stage::Enrolled));
+    assert!(
+        matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { why } if why.contains("approval"))
+    );
+    world.take(told(64)).unwrap();
+    let node = &world.snapshot.nodes[&stranger];
+    assert_eq!((node.approved, node.rack.clone()), (true, Some("r9".parse().unwrap())));
+    assert!(world.snapshot.racks.contains_key(&"r9".parse().unwrap()));
+
+    // One whose kernel does not come up is left to its disk in the end.
+    world.take(Event::RemoveNode { node: stranger }).unwrap();
+    world.take(seen).unwrap();
+    for _ in 0..INVENTORY_TRIES {
+        assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::Inventory { .. }));
+        world.take(asked("again")).unwrap();
+    }
+    assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
+}
+
+#[test]
+fn a_node_may_be_added_by_its_uuid_alone() {
+    let mut world = World::new();
+    let uuid = Uuid::from_u128(5);
+    let edit = NodeEdit { uuid: Some(uuid), ..NodeEdit::default() };
+    world.take(Event::AddNode { node: name(), edit: edit.clone() }).unwrap();
+    assert!(world.node().macs.is_empty());
+    world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::Bios), uuid: Some(uuid) }).unwrap();
+    assert_eq!(world.node().macs, [mac()]);
+    let again = world.take(Event::AddNode { node: "n2".parse().unwrap(), edit });
+    assert!(again.unwrap_err().to_string().contains("already"));
+    let nothing = world.take(Event::AddNode { node: "n2".parse().unwrap(), edit: NodeEdit::default() });
+    assert!(nothing.unwrap_err().to_string().contains("or its UUID"));
 }

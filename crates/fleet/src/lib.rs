@@ -7,6 +7,7 @@
 
 pub mod change;
 pub mod deployment;
+pub mod discovery;
 pub mod disk;
 pub mod event;
 pub mod ids;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::discovery::Inventory;
 use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
 use crate::life::Stage;
@@ -93,6 +94,12 @@ pub struct Node {
     pub approved: bool,
     /// Address of its power driver, such as `ipmi://admin@bmc7?password_file=…`.
     pub power: String,
+    /// What it told of itself when its agent last registered.
+    #[serde(default)]
+    pub inventory: Option<Inventory>,
+    /// How often it was asked for that while it waits for approval.
+    #[serde(default)]
+    pub inventory_tries: u32,
     /// The set that it belongs to.
     #[serde(default)]
     pub member: Option<Member>,
@@ -149,6 +156,8 @@ impl Node {
             uuid: None,
             approved,
             power: "manual:".to_owned(),
+            inventory: None,
+            inventory_tries: 0,
             member: None,
             address: None,
             disk: DiskRule::default(),

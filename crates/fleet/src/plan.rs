@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::change::Snapshot;
+use crate::discovery::Discovery;
 use crate::event::Event;
 use crate::ids::{Attempt, Millis, NodeName};
 use crate::life::Stage;
@@ -39,6 +40,9 @@ pub struct Policy {
     pub post_actions_seconds: u32,
     /// From reboot to proof, in seconds.
     pub rebooting_seconds: u32,
+    /// Machines that nobody has named; a section of its own.
+    #[serde(skip)]
+    pub discovery: Discovery,
 }
 
 impl Default for Policy {
@@ -55,6 +59,7 @@ impl Default for Policy {
             stall_seconds: 300,
             post_actions_seconds: 1200,
             rebooting_seconds: 900,
+            discovery: Discovery::default(),
         }
     }
 }

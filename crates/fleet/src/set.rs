@@ -171,7 +171,8 @@ pub fn compare(
         work.take(machine);
     }
     let gone = work.gone();
-    let (lost, had) = (gone.len(), work.members.len());
+    // Those that are marked already were somebody's decision.
+    let (lost, had) = (work.present(gone.iter()), work.present(work.members.values()));
     if lost > 1 && lost * 2 > had && !force {
         return Err(Refused::Conflict(format!(
             "set `{}` does not list {lost} of its {had} nodes any more, which looks like a mistake of the set: is its \
@@ -330,6 +331,7 @@ impl<'a> Work<'a> {
         for stranger in self.strangers(machine) {
             node.firmware = node.firmware.or(stranger.firmware);
             node.uuid = node.uuid.or(stranger.uuid);
+            node.inventory = node.inventory.or(stranger.inventory);
             text = format!("it waited for approval as {}; {text}", stranger.name);
             self.apply(Change::DropNode(stranger.name));
         }
@@ -405,6 +407,15 @@ impl<'a> Work<'a> {
     /// Nodes of this set that are not listed.
     fn gone(&self) -> Vec<NodeName> {
         self.members.iter().filter(|(id, _)| !self.seen.contains(*id)).map(|(_, name)| name.clone()).collect()
+    }
+
+    /// How many of these are not marked as missing yet.
+    fn present<'b>(&self, names: impl Iterator<Item = &'b NodeName>) -> usize {
+        let marked = |name: &NodeName| {
+            let member = self.ahead.nodes.get(name).and_then(|node| node.member.as_ref());
+            member.is_some_and(|member| member.missing_since.is_some())
+        };
+        names.filter(|name| !marked(name)).count()
     }
 
     fn lose(&mut self, name: &NodeName) {

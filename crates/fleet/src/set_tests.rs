@@ -179,6 +179,8 @@ fn a_deployed_node_is_never_removed_and_an_untouched_one_is() {
     assert_eq!(world.node("a").member.as_ref().unwrap().missing_since, Some(NOW));
     let refused = world.tell(Event::Deploy { image: "golden".parse().unwrap(), nodes: vec!["b".parse().unwrap()] });
     assert!(refused.unwrap_err().to_string().contains("does not list"), "a missing machine is not deployed");
+    let marked = compare(&world.snapshot, NOW, &world.set, &[], false).unwrap();
+    assert_eq!(marked.summary(), "3 missing", "what is marked is not counted again");
     let again = world.sync(&[listed("a", &[1])]);
     assert_eq!(again, ["a changed", "b missing", "older missing"]);
     assert_eq!(world.node("a").member.as_ref().unwrap().missing_since, None);

@@ -6,7 +6,8 @@ use api::agent::{Assignment, Heartbeat, PostPlan, Proof, Register, Report, Repor
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use fleet::disk::Size;
+use fleet::discovery::Inventory;
+use fleet::disk::{Disk, Size};
 use fleet::event::Event;
 use fleet::ids::{Attempt, Mac, NodeName};
 use fleet::life::Stage;
@@ -24,6 +25,9 @@ use crate::token;
 /// Longest sentence that an agent may add to a timeline, in bytes: the last
 /// 4 KiB of an action's output, and words around it.
 const TEXT_LIMIT_BYTES: usize = 6 << 10;
+/// Disks and cards of one machine that are kept, and characters of what a disk says of itself.
+const DISKS: usize = 128;
+const DISK_TEXT_CHARACTERS: usize = 200;
 /// Where agents read manifests; the image's name comes between.
 const MANIFEST_PATH: (&str, &str) = ("/api/v1/images/", "/manifest");
 
@@ -40,7 +44,22 @@ async fn register(
     agent: Agent,
     JsonBody(register): JsonBody<Register>,
 ) -> Result<Json<Assignment>, Problem> {
-    app.keeper.read(|state| expect(state, &agent, &register))?;
+    let waits = app.keeper.read(|state| expect(state, &agent, &register))?;
+    let inventoried = Event::Inventoried {
+        node: agent.node.clone(),
+        attempt: agent.attempt,
+        uuid: register.uuid,
+        inventory: Box::new(inventory(&app, &register)),
+        text: short(describe(&register)),
+    };
+    app.keeper.tell(inventoried).await?;
+    if waits {
+        tracing::info!(node = %agent.node, product = short(register.product), "inventoried");
+        return Err(Problem::conflict(format!(
+            "what this machine is has been noted as `{}`; stop and reboot to its own disk",
+            agent.node
+        )));
+    }
     let node_token = token::mint()?;
     let event = Event::Registered {
         node: agent.node.clone(),
@@ -102,8 +121,9 @@ async fn beat(
 }
 
 /// A token alone is not an identity: it must come from a machine of this node,
-/// at a time when the node is to have an agent.
-fn expect(state: &FleetState, agent: &Agent, register: &Register) -> Result<(), Problem> {
+/// at a time when the node is to have an agent. True where it was only asked
+/// what it is, and waits for approval.
+fn expect(state: &FleetState, agent: &Agent, register: &Register) -> Result<bool, Problem> {
     let node =
         state.snapshot().nodes.get(&agent.node).ok_or_else(|| Problem::not_found("node", agent.node.as_str()))?;
     let macs: BTreeSet<Mac> = register.macs.iter().filter_map(|mac| mac.parse().ok()).collect();
@@ -115,11 +135,34 @@ fn expect(state: &FleetState, agent: &Agent, register: &Register) -> Result<(), 
         )));
     }
     match node.stage {
+        Stage::Enrolled if !node.approved => Ok(true),
         Stage::Rebooting | Stage::Running | Stage::Failed | Stage::Enrolled => Err(Problem::conflict(format!(
             "node `{}` expects no agent, it is {}; stop and reboot",
             node.name, node.stage
         ))),
-        _ => Ok(()),
+        _ => Ok(false),
+    }
+}
+
+/// What is kept of a machine's own words, bounded.
+fn inventory(app: &App, register: &Register) -> Inventory {
+    let few = |text: &String| -> String { text.chars().take(DISK_TEXT_CHARACTERS).collect() };
+    let disk = |disk: &Disk| Disk {
+        path: few(&disk.path),
+        by_path: disk.by_path.iter().take(4).map(few).collect(),
+        serial: disk.serial.as_ref().map(few),
+        wwn: disk.wwn.as_ref().map(few),
+        model: disk.model.as_ref().map(few),
+        contents: disk.contents.iter().take(8).map(few).collect(),
+        ..disk.clone()
+    };
+    Inventory {
+        at: app.keeper.now(),
+        product: few(&register.product),
+        processors: register.processors,
+        memory_bytes: register.memory_bytes,
+        macs: register.macs.iter().filter_map(|mac| mac.parse().ok()).take(DISKS).collect(),
+        disks: register.disks.iter().take(DISKS).map(disk).collect(),
     }
 }
 

@@ -19,6 +19,7 @@ use fleet::ids::Mac;
 use fleet::intake::{BootWish, boot_wish};
 use fleet::life::Stage;
 use fleet::node::{Firmware, TokenHash};
+use fleet::plan::Policy;
 use serde::Deserialize;
 use tokio::fs::File;
 use uuid::Uuid;
@@ -57,20 +58,23 @@ async fn script(
     let hash = token::hash(&token.0);
     let firmware = Some(if platform == Platform::Bios { Firmware::Bios } else { Firmware::UefiX64 });
     let (known, awaited) = app.keeper.read(|state| {
-        let awaited = uuid.is_some_and(|uuid| state.snapshot().awaited(uuid).is_some());
-        (state.snapshot().node_of(mac).is_some(), awaited)
+        let known = state.snapshot().node_of(mac).is_some();
+        (known, !known && uuid.is_some_and(|uuid| state.snapshot().awaited(uuid).is_some()))
     });
-    // With a foreign DHCP server this is the first that we hear of a machine.
-    if !known && awaited {
+    // With a foreign DHCP server this is the first that we hear of a machine. One that is to tell something is asked now.
+    let wanted = awaited || app.config.discovery.inventory;
+    let met = !known && wanted && director::is_welcome(&app.keeper, mac);
+    if met {
         app.keeper.tell(Event::Sighted { mac, firmware, uuid }).await?;
     }
-    if known || awaited {
+    if known || met {
         app.keeper.tell(Event::ScriptAsked { mac, uuid, token: hash.clone() }).await?;
     } else {
         director::sight(&app.keeper, mac, firmware, uuid);
     }
     let arguments = kernel_arguments(&app, mac, &token.0);
-    let decision = app.keeper.read(|state| decide(state.snapshot(), mac, &hash, arguments))?;
+    let policy = app.keeper.policy();
+    let decision = app.keeper.read(|state| decide(state.snapshot(), policy, mac, &hash, arguments))?;
     tracing::info!(%mac, stage = Stage::LoadingKernel.as_str(), deploy = matches!(decision, BootDecision::Deploy { .. }), "boot script");
     let text = decide::script(mac, platform, app.advertise, &decision)
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
@@ -94,15 +98,26 @@ fn kernel_arguments(app: &App, mac: Mac, token: &str) -> Vec<String> {
 }
 
 /// The token decides: only the request that it was taken in for starts our kernel.
-fn decide(snapshot: &Snapshot, mac: Mac, token: &TokenHash, kernel_args: Vec<String>) -> Result<BootDecision, Problem> {
+fn decide(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    mac: Mac,
+    token: &TokenHash,
+    kernel_args: Vec<String>,
+) -> Result<BootDecision, Problem> {
     let Some(node) = snapshot.node_of(mac) else { return Ok(BootDecision::Unknown) };
+    if node.boot_token.as_ref() == Some(token) && !node.approved {
+        return Ok(BootDecision::Deploy { kernel_args, note: "to tell what it is".to_owned() });
+    }
     if node.boot_token.as_ref() == Some(token) {
         let deployment = node.deployment.map(|id| id.to_string()).unwrap_or_default();
         return Ok(BootDecision::Deploy { kernel_args, note: format!("{deployment}, attempt {}", node.attempt) });
     }
-    match boot_wish(snapshot, mac) {
+    match boot_wish(snapshot, policy, mac) {
         BootWish::LocalDisk { why } => Ok(BootDecision::LocalDisk { why }),
-        BootWish::Agent { .. } => Err(Problem::conflict(format!("{mac} asked twice at once; the other answer counts"))),
+        BootWish::Agent { .. } | BootWish::Inventory { .. } => {
+            Err(Problem::conflict(format!("{mac} asked twice at once; the other answer counts")))
+        }
     }
 }
 

@@ -79,7 +79,9 @@ async fn add_node(
 #[utoipa::path(get, path = "/api/v1/nodes/{name}", tag = "nodes", params(("name" = String, Path, description = "the node's name")),
     responses((status = 200, body = NodeView), (status = "default", body = api::Problem)))]
 async fn show_node(State(app): State<App>, PathPart(name): PathPart<NodeName>) -> Answer<NodeView> {
-    app.node(&name).map(Json)
+    let mut view = app.node(&name)?;
+    view.inventory = app.keeper.read(|state| state.snapshot().nodes.get(&name).and_then(|node| node.inventory.clone()));
+    Ok(Json(view))
 }
 
 /// Changes what is known of a node; what is absent stays as it is.
