@@ -34,7 +34,7 @@ sockopt_impl!(
 const CONGESTION: &[u8] = b"cubic";
 
 /// Unsent bytes that a fresh connection may hold, until its rate is known.
-const FIRST_UNSENT_BYTES: u32 = 64 << 10;
+const FIRST_UNSENT_BYTES: u32 = 16 << 10;
 
 /// For every connection: small messages leave at once, and what is unsent
 /// stays short, so that the engine's order of service is the real one.
