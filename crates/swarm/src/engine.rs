@@ -71,8 +71,9 @@ pub struct Engine {
     failed_pieces: u64,
 
     uplink: Uplink,
-    /// What a seed sends, it chooses.
+    /// What a seed sends, it chooses; of few long pieces everybody does.
     offering: Option<offers::Offering>,
+    everybody_offers: bool,
     /// Pieces that rack mates and others owe us.
     owed_near: usize,
     owed_far: usize,
@@ -109,7 +110,8 @@ impl Engine {
     /// puts into its handshakes. The same `seed` and inputs give the same
     /// outputs.
     pub fn new(me: PeerId, setup: Setup, policy: Policy, seed: u64) -> Engine {
-        let policy = policy.for_pieces(setup.shape.pieces());
+        let everybody_offers = policy.everybody_offers(&setup.shape);
+        let policy = policy.for_shape(&setup.shape);
         let Setup { shape, have, twins, rack, ours, private } = setup;
         let (have, twins) = (have.fitted(shape.pieces()), twins.fitted(shape.pieces()));
         let missing = (0..shape.pieces()).filter(|&piece| !have.contains(piece));
@@ -139,7 +141,9 @@ impl Engine {
             chance: Chance::new(seed, 1),
             failed_pieces: 0,
             uplink: Uplink::new(&policy, if have.is_full() { policy.seed_uploads } else { policy.uploads }),
-            offering: have.is_full().then(|| offers::Offering::new(shape.pieces())),
+            offering: (have.is_full() || everybody_offers)
+                .then(|| offers::Offering::new(have.is_full(), shape.pieces())),
+            everybody_offers,
             owed_near: 0,
             owed_far: 0,
             has_room: false,

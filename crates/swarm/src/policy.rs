@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::shape::Shape;
+
 /// Whether we work for the whole swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChokerKind {
@@ -155,11 +157,23 @@ impl Policy {
     /// What runs side by side takes longer each, and each piece travels through
     /// several nodes one after the other: of few pieces fewer go at once, or
     /// that time is a large part of all (`uploads * hops / pieces` of it).
-    pub(crate) fn for_pieces(mut self, pieces: u32) -> Policy {
+    pub(crate) fn for_shape(mut self, shape: &Shape) -> Policy {
+        if self.everybody_offers(shape) {
+            // Nobody collides with others unawares.
+            (self.uploads, self.seed_uploads) = (1, 1);
+            return self;
+        }
         for most in [&mut self.pull_pieces, &mut self.uploads, &mut self.seed_uploads] {
-            let fitting = most.saturating_mul(pieces as usize) / MANY_PIECES;
+            let fitting = most.saturating_mul(shape.pieces() as usize) / MANY_PIECES;
             *most = fitting.clamp(LEAST_AT_ONCE.min(*most), *most);
         }
         self
+    }
+
+    /// Whether all choose what they send to whom, as seeds do: pieces are few,
+    /// so that what waits in queues costs much, and each takes so long that an
+    /// answer's time is nothing beside it.
+    pub(crate) fn everybody_offers(&self, shape: &Shape) -> bool {
+        (shape.pieces() as usize) < MANY_PIECES && shape.piece_length() > self.max_request_bytes
     }
 }

@@ -11,23 +11,30 @@ const SAMPLE: Duration = Duration::from_millis(50);
 /// Nobody sends nothing for so long on a busy link: it was idle.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// A shorter gap lies between two transfers of a busy link.
+const GAP: Duration = Duration::from_millis(2);
+
 /// Bytes per second, in steps of a sample.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rate {
     known: u64,
     bytes: u64,
     since: Time,
+    last: Time,
 }
 
 impl Rate {
     /// The link was idle and is busy from now on.
     pub(crate) fn begins(&mut self, now: Time) {
-        (self.bytes, self.since) = (0, now);
+        if now - self.last > GAP || self.since == Time::ZERO {
+            (self.bytes, self.since) = (0, now);
+        }
     }
 
     /// Bytes went through.
     pub(crate) fn moved(&mut self, bytes: u32, now: Time) {
         self.bytes += u64::from(bytes);
+        self.last = now;
         let took = now - self.since;
         if took < SAMPLE {
             return;
@@ -37,7 +44,7 @@ impl Rate {
         if took < PAUSE {
             self.known = if self.known == 0 { sample } else { self.known / 4 * 3 + sample / 4 };
         }
-        self.begins(now);
+        (self.bytes, self.since) = (0, now);
     }
 
     /// Bytes per second; 0 while unknown.

@@ -89,12 +89,15 @@ impl Uplink {
 
     /// Fewer are served, or about to be, than may be side by side.
     pub(crate) fn wants_offer(&self, links: &Links) -> bool {
+        if self.most == 1 && self.queued > 0 && self.stalled == 0 {
+            return false;
+        }
         let lead = self.lead();
         let engaged = |link: &&Link| {
             let served = !link.queue.is_empty() || u64::from(link.in_flight) > lead;
             link.is_kin() && !link.stalled && (link.offer.is_some() || served)
         };
-        links.iter().filter(engaged).count() < self.most
+        links.iter().filter(engaged).take(self.most).count() < self.most
     }
 
     /// A suggestion was answered.

@@ -249,6 +249,25 @@ fn a_seed_is_not_asked_and_its_suggestions_are_taken_unless_they_are_on_their_wa
     assert_eq!(declined(&script.say(A, Message::Suggest(1))), [(A, 1)], "it is being verified");
 }
 
+/// Longer than a request may be, and few.
+#[test]
+fn of_few_long_pieces_everybody_offers_and_takes_two_at_most() {
+    let policy = Policy { max_request_bytes: BLOCKS * BYTES / 2, ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), set(&[3])), policy);
+    for (peer, has) in [(A, [1, 2]), (B, [4, 5])] {
+        script.connect(peer);
+        script.say(peer, Message::Bitfield(set(&has).to_bitfield()));
+        let out = script.say(peer, hello(None, true));
+        assert_eq!(requested(&out), [], "who offers is not asked");
+        assert_eq!(suggested(&out).len(), usize::from(peer == A), "one after the other");
+    }
+    assert!(!requested(&script.say(A, Message::Suggest(1))).is_empty());
+    assert_eq!(declined(&script.say(B, Message::Suggest(4))), [(B, 4)], "nothing of the first has come");
+    (0..BLOCKS / 4).for_each(|index| drop(script.step(Input::Arrived(A, part(1, index, 1)))));
+    assert!(!requested(&script.say(B, Message::Suggest(4))).is_empty());
+    assert_eq!(declined(&script.say(A, Message::Suggest(2))), [(A, 2)]);
+}
+
 #[test]
 fn a_seed_that_offers_nothing_is_asked_after_a_while() {
     let mut script = Script::with(set(&[]));

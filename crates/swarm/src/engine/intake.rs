@@ -22,16 +22,35 @@ const PATIENCE: u32 = 4;
 /// The same, at most.
 const PATIENCE_MOST: Duration = Duration::from_secs(20);
 
+/// Where everybody offers, a node that receives nothing for so many times the
+/// time that a piece takes asks for itself.
+const UNOFFERED: u32 = 6;
+
+/// Where everybody offers, a piece is taken when no more than this is on its
+/// way: with less, uplinks find nobody who takes theirs; with more, pieces wait
+/// for each other and are late for the next.
+const ROOM: u8 = 3;
+
+/// Parts of a piece in which that is counted.
+const QUARTERS: usize = 4;
+
 impl Engine {
     pub(super) fn suggested(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
         if piece >= self.shape.pieces() {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
         let Some(link) = self.links.get(peer).filter(|link| link.is_kin()) else { return };
-        let willing = self.wants(piece) && self.picker.can_take(&link.asker(), piece);
+        let has_room = !self.everybody_offers || self.inbound() <= ROOM;
+        let willing = has_room && self.wants(piece) && self.picker.can_take(&link.asker(), piece);
         if !willing || !self.fetch(peer, piece, out) {
             self.say(peer, RackMessage::Decline { piece }.into(), out);
         }
+    }
+
+    /// What is on its way to us, in quarters of a piece.
+    pub(super) fn inbound(&self) -> u8 {
+        let blocks: usize = self.flows().map(Link::owes_blocks).sum();
+        u8::try_from((QUARTERS * blocks).div_ceil(self.shape.blocks(0).max(1) as usize)).unwrap_or(u8::MAX)
     }
 
     /// Requests all of a piece that is missing; false when that is nothing.
@@ -118,6 +137,8 @@ impl Engine {
     pub(super) fn starves_at(&self) -> Time {
         let patience = if self.piece_time.is_zero() {
             FIRST_PIECE * self.policy.starving
+        } else if self.everybody_offers {
+            self.policy.starving.min(UNOFFERED * self.piece_time)
         } else {
             self.policy.starving.max(PATIENCE * self.piece_time)
         };
@@ -128,10 +149,12 @@ impl Engine {
         fed.map_or(self.hungry_since, |fed| fed.max(self.hungry_since)) + patience
     }
 
-    /// A neighbour has a piece more, and told how many it has to send. What it
-    /// has may be just what we are looking for.
+    /// A neighbour has a piece more, and told how many it has to send, or, where
+    /// everybody offers, what is on its way to it. What it has may be just what
+    /// we are looking for.
     pub(super) fn has_news(&mut self, at: usize, piece: u32, backlog: u8, out: &mut Vec<Output>) {
-        let wait = self.uplink.time_for(u64::from(self.shape.piece_length())) * u32::from(backlog);
+        let unit = if self.everybody_offers { QUARTERS as u64 } else { 1 };
+        let wait = self.uplink.time_for(u64::from(self.shape.piece_length()) / unit) * u32::from(backlog);
         let link = &mut self.links[at];
         link.free_at = self.now + wait;
         link.declines = 0;

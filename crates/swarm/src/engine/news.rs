@@ -64,11 +64,11 @@ impl Engine {
             return;
         }
         let (news, seeds_news) = (self.news.take_due(self.now), self.seeds_news.take_due(self.now));
-        let backlog = self.uplink.backlog() / u64::from(self.shape.piece_length());
-        let backlog = u8::try_from(backlog).unwrap_or(u8::MAX);
+        let backlog = if self.everybody_offers { self.inbound() } else { self.to_send() };
         for at in 0..self.links.len() {
             let link = &self.links[at];
-            let news = if link.offers { &seeds_news } else { &news };
+            let is_seed = link.offers && (link.has.is_full() || !self.everybody_offers);
+            let news = if is_seed { &seeds_news } else { &news };
             let heard = news.iter().filter(|piece| self.helps(link, **piece));
             let said = out.len();
             out.extend(heard.map(|piece| Output::Say(link.peer, RackMessage::Have { piece: *piece, backlog }.into())));
@@ -76,6 +76,12 @@ impl Engine {
                 self.links[at].said = self.now;
             }
         }
+    }
+
+    /// What others wait for, in pieces.
+    fn to_send(&self) -> u8 {
+        let pieces = self.uplink.backlog() / u64::from(self.shape.piece_length());
+        u8::try_from(pieces).unwrap_or(u8::MAX)
     }
 
     /// A rack mate that misses the piece; in another rack whoever may let it

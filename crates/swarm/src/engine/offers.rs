@@ -31,13 +31,23 @@ const DECLINED: Duration = Duration::from_millis(2);
 /// on its way from another, or there was no room.
 const DECLINED_PIECE: Duration = Duration::from_millis(100);
 
+/// Who has room within so long of another has it at the same time.
+const ABOUT_AS_SOON_NANOS: u64 = 1 << 20;
+
+/// Any odd number of 32 bits without a pattern.
+const SCATTER: u32 = 0x9E37_79B9;
+
 /// Doublings of the first.
 const MOST_DOUBLINGS: u32 = 7;
 
-/// What a seed remembers of its offers.
+/// A seed begins with whom it served least lately, others with who has room
+/// first, in an order drawn by lot.
+type Preference = (u64, u32);
+
+/// What is remembered of offers.
 #[derive(Debug)]
 pub(super) struct Offering {
-    /// How often each piece was offered and taken.
+    /// How often each piece was offered and taken; nothing but of a seed.
     sent: Box<[u16]>,
     /// Pieces that were never sent.
     unsent: u32,
@@ -47,13 +57,13 @@ pub(super) struct Offering {
     /// Nobody was found; nobody is looked for before, or before news come.
     barren_until: Time,
     /// Neighbours in the order of preference. Kept for its memory.
-    ranked: Vec<(u64, u32)>,
+    ranked: Vec<(Preference, u32)>,
 }
 
 impl Offering {
-    pub(super) fn new(pieces: u32) -> Offering {
+    pub(super) fn new(is_seed: bool, pieces: u32) -> Offering {
         Offering {
-            sent: vec![0; pieces as usize].into(),
+            sent: vec![0; if is_seed { pieces as usize } else { 0 }].into(),
             unsent: pieces,
             began: None,
             rests_until: None,
@@ -63,12 +73,16 @@ impl Offering {
     }
 
     fn times_sent(&self, piece: u32) -> u16 {
-        self.sent[piece as usize]
+        self.sent.get(piece as usize).copied().unwrap_or(0)
+    }
+
+    fn is_seed(&self) -> bool {
+        !self.sent.is_empty()
     }
 
     fn sends(&mut self, piece: u32, now: Time) {
+        let Some(count) = self.sent.get_mut(piece as usize) else { return };
         let began = *self.began.get_or_insert(now);
-        let count = &mut self.sent[piece as usize];
         self.unsent -= u32::from(*count == 0);
         *count = count.saturating_add(1);
         if self.unsent == 0 && self.rests_until.is_none() {
@@ -77,7 +91,7 @@ impl Offering {
     }
 
     fn sends_not(&mut self, piece: u32) {
-        let count = &mut self.sent[piece as usize];
+        let Some(count) = self.sent.get_mut(piece as usize) else { return };
         *count = count.saturating_sub(1);
         if *count == 0 {
             self.unsent += 1;
@@ -134,7 +148,8 @@ impl Engine {
     /// none for them.
     fn rank_neighbours(&mut self, offering: &mut Offering) -> Time {
         let mut next = self.now + PATIENCE;
-        let lead = self.uplink.lead();
+        let (lead, turn) = (self.uplink.lead(), self.turn(offering));
+        let busy_until = self.now + self.uplink.time_for(self.shape.piece_length().into());
         offering.ranked.clear();
         for (at, link) in self.links.iter().enumerate() {
             if !self.could_take(link, lead) {
@@ -144,10 +159,24 @@ impl Engine {
                 next = next.min(link.rests_until);
                 continue;
             }
-            offering.ranked.push((link.served, at as u32));
+            let Some(turn) = turn else {
+                offering.ranked.push(((link.served, 0), at as u32));
+                continue;
+            };
+            if link.free_at > busy_until {
+                next = next.min(self.now + (link.free_at - busy_until));
+                continue;
+            }
+            let room_in = (link.free_at - self.now).as_nanos() as u64 / ABOUT_AS_SOON_NANOS;
+            offering.ranked.push(((room_in, (at as u32 ^ turn).wrapping_mul(SCATTER)), at as u32));
         }
         offering.ranked.sort_unstable();
         if offering.ranked.is_empty() { next } else { next.min(self.now + DECLINED_PIECE) }
+    }
+
+    /// What neighbours that have room are shuffled with; seeds keep an order.
+    fn turn(&mut self, offering: &Offering) -> Option<u32> {
+        (!offering.is_seed()).then(|| self.chance.below(u32::MAX))
     }
 
     fn could_take(&self, link: &Link, lead: u64) -> bool {
@@ -189,6 +218,9 @@ impl Engine {
         let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) else { return };
         self.uplink.answered(now - offer.at);
         link.declines = 0;
+        if self.everybody_offers {
+            link.free_at = link.free_at.max(now) + self.uplink.time_for(self.shape.piece_length().into());
+        }
         let rack = link.rack;
         if rack != self.racks.mine {
             self.seen_in_rack(rack, piece);
