@@ -60,8 +60,6 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("libvirt-daemon-driver-qemu", For::Tests, "the same, with QEMU"),
     ("libvirt-clients", For::Tests, "virsh, through which the libvirt driver works"),
     ("python3-libvirt", For::Tests, "what sushy-tools reaches libvirt with"),
-    ("pkg-config", For::Tests, "finds the next, for rqbit, an ordinary BitTorrent client that is compiled"),
-    ("libssl-dev", For::Tests, "headers of OpenSSL, which rqbit is compiled with"),
     ("transmission-daemon", For::Tests, "an ordinary BitTorrent client"),
     ("transmission-cli", For::Tests, "the same on the command line"),
     ("ctorrent", For::Bench, "an ordinary BitTorrent client that is small and cheap"),

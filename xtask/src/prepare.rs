@@ -131,14 +131,15 @@ pub(crate) fn build_image(places: &Places, kind: &str, out: &Path) -> Result<()>
     run::must(Command::new(places.rackswarm()).args(["image", "build", kind, "--out"]).arg(out))
 }
 
-/// rqbit from its registry, where the tests look for it. Not optimised: that would take twice as long to compile, and
-/// tests wait for its answers, not for its speed.
+/// rqbit from its registry, where the tests look for it. Not optimised, which would take twice as long to compile, and
+/// without its web pages and databases, which need more compilers.
 pub(crate) fn install_rqbit(places: &Places) -> Result<()> {
     let tools = places.target.join("tools");
     if tools.join("bin/rqbit").is_file() {
         return Ok(());
     }
-    run::must(cargo().args(["install", "rqbit", "--locked", "--debug", "--root"]).arg(&tools))
+    const LEAST: [&str; 3] = ["--no-default-features", "--features", "rust-tls"];
+    run::must(cargo().args(["install", "rqbit", "--locked", "--debug", "--root"]).arg(&tools).args(LEAST))
         .context("rqbit cannot be had; its tests will say so")
 }
 
