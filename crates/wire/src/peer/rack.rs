@@ -129,7 +129,9 @@ pub enum RackMessage {
     Have {
         /// Index of the piece.
         piece: u32,
-        /// What is asked of the sender and not sent, in pieces; 255 for more.
+        /// What is asked of the sender and not sent, in pieces; of few long
+        /// pieces, where everybody offers, what is on its way to the sender, in
+        /// quarters of a piece. 255 for more.
         backlog: u8,
     },
     /// For my rack I take these lanes across.
