@@ -114,7 +114,10 @@ async fn what_is_wrong_with_a_set_is_said_when_it_is_added() {
         (set("c", "redfish+http://admin@127.0.0.1:9"), "password_file"),
         (set("c", "machines:/nonexistent/machines.toml"), "/nonexistent/machines.toml"),
         (bmc.clone(), "password file"),
-        (NewSet { credentials_file: Some(password.clone()), ..set("c", "libvirt:?uri=test:///x") }, "no credentials file"),
+        (
+            NewSet { credentials_file: Some(password.clone()), ..set("c", "libvirt:?uri=test:///x") },
+            "no credentials file",
+        ),
     ] {
         let refused = operator.add_set(&new).await;
         assert!(matches!(refused, Err(ClientError::Refused { .. })), "{refused:?}");

@@ -212,7 +212,9 @@ pub fn set_address(address: &str, credentials_file: Option<&Path>) -> Result<Str
     let (row, parsed) = row_of(address)?;
     let whole = match (credentials_file, row.credentials) {
         (None, _) => address.to_owned(),
-        (Some(_), None) => return Err(parsed.wrong(format!("a set of kind `{}` takes no credentials file", row.scheme))),
+        (Some(_), None) => {
+            return Err(parsed.wrong(format!("a set of kind `{}` takes no credentials file", row.scheme)));
+        }
         (Some(_), Some(option)) if parsed.peek(option).is_some() => {
             return Err(parsed.wrong(format!("it names a `{option}` already")));
         }
