@@ -438,6 +438,84 @@ fn into_the_only_rack_pieces_enter_anywhere() {
     assert_eq!(suggested(&script.kin(A, &[], Some("r1"))).len(), 1);
 }
 
+/// Both ends dial at once: the connection of the larger id stays. Later dials
+/// tear nothing.
+#[test]
+fn an_old_connection_outlives_a_dial_that_crosses_it() {
+    for (later, stays) in [(Duration::from_secs(1), B), (Duration::from_secs(10), A)] {
+        let mut script = Script::with(set(&[]));
+        script.kin(A, &[0], None);
+        script.pass(later);
+        let (address, speaks) = (SocketAddr::from(([10, 0, 0, 1], 7000)), Speaks { fast: true, extended: true });
+        let crossing = Input::Connected { peer: B, side: Side::Outbound, address, id: id(A.0), speaks };
+        let out = script.step(crossing);
+        let gone = if stays == A { B } else { A };
+        assert_eq!(drops(&out), [(gone, Why::Duplicate)]);
+    }
+}
+
+/// Who was told that we have this piece.
+fn told(outputs: &[Output], piece: u32) -> Vec<Peer> {
+    let is_news = |message: &Message| match message {
+        Message::Have(told) => *told == piece,
+        Message::Extended(Extended::Rack(RackMessage::Have { piece: told, .. })) => *told == piece,
+        _ => false,
+    };
+    let said = |output: &Output| match output {
+        Output::Say(peer, message) if is_news(message) => Some(*peer),
+        _ => None,
+    };
+    outputs.iter().filter_map(said).collect()
+}
+
+#[test]
+fn other_racks_hear_of_their_lanes_only_until_we_are_complete() {
+    let setup = Setup { rack: Some(RackName::new("r1").unwrap()), ..Setup::new(shape(), set(&all_but(&[3, 5]))) };
+    let mut script = Script::new(setup, cooperative());
+    script.kin(A, &[3, 5], Some("r1"));
+    script.kin(B, &[], Some("r1"));
+    script.kin(C, &[], Some("r2"));
+    script.kin(D, &[], Some("r3"));
+    let anew = script.say(C, RackMessage::Lanes { claimed: 1 << 3 | 1 << 9 });
+    assert_eq!((told(&anew, 9), told(&anew, 4)), (vec![C], vec![]), "what we had of a lane newly claimed");
+
+    script.deliver(A, 3);
+    let mut out = script.step(Input::Verified(3, Verdict::Good));
+    out.extend(script.pass(Duration::from_secs(1)));
+    assert_eq!(told(&out, 3), [B, C]);
+    script.deliver(A, 5);
+    let out = script.step(Input::Verified(5, Verdict::Good));
+    assert_eq!(told(&out, 5), [B]);
+    let all = |output: &Output| matches!(output, Output::Say(C | D, Message::HaveAll));
+    assert_eq!(out.iter().filter(|output| all(output)).count(), 2, "one word for the rest");
+}
+
+#[test]
+fn who_starves_asks_other_racks_for_more_than_its_lanes() {
+    let setup = Setup { rack: Some(RackName::new("r1").unwrap()), ..Setup::new(shape(), set(&all_but(&[3]))) };
+    let mut script = Script::new(setup, cooperative());
+    let mates: Vec<u32> = (2..32).collect();
+    mates.iter().for_each(|mate| drop(script.kin(Peer(*mate), &[], Some("r1"))));
+    script.kin(Peer(60), &[], Some("r2"));
+    let lanes = |outputs: &[Output]| {
+        let mut claims = outputs.iter().filter_map(|output| match output {
+            Output::Say(Peer(60), Message::Extended(Extended::Rack(RackMessage::Lanes { claimed }))) => Some(*claimed),
+            _ => None,
+        });
+        claims.next_back()
+    };
+    let ids: Vec<PeerId> = mates.iter().map(|mate| id(*mate)).collect();
+    let ours = claims(&ids, id(100));
+    assert_eq!(ours & 1 << 3, 0, "another mate's lane, or this shows nothing");
+    assert_eq!(lanes(&script.pass(Duration::from_secs(1))), Some(ours));
+    assert_eq!(lanes(&script.pass(Duration::from_secs(9))), Some(ours | 1 << 3));
+    script.say(Peer(60), RackMessage::Have { piece: 3, backlog: 0 });
+    let asked = requested(&script.pass(Duration::from_secs(9)));
+    assert_eq!(asked, [(Peer(60), whole(3))]);
+    script.deliver(Peer(60), 3);
+    assert_eq!(lanes(&script.step(Input::Verified(3, Verdict::Good))), Some(ours), "no more than needed");
+}
+
 #[test]
 fn of_other_racks_only_our_lanes_are_asked_and_what_no_mate_has() {
     let setup = Setup { rack: Some(RackName::new("r1").unwrap()), ..Setup::new(shape(), set(&[])) };
