@@ -109,7 +109,12 @@ const QEMU: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\
 const DAEMON: &str = "unix_sock_dir = \"HERE/sock\"\nunix_sock_group = \"root\"\nauth_unix_ro = \"none\"\n\
     auth_unix_rw = \"none\"\nlog_outputs = \"3:file:HERE/log/libvirtd.log\"\n";
 
+/// libvirtd looks for the user of Debian's own machines even where another is
+/// configured; only its largest package makes that user.
 const UP: &str = "set -e\nmount --make-rprivate /\n\
+    (cat /etc/passwd; echo libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin) > HERE/passwd\n\
+    (cat /etc/group; echo libvirt-qemu:x:64055:) > HERE/group\n\
+    mount --bind HERE/passwd /etc/passwd\nmount --bind HERE/group /etc/group\n\
     mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt\n\
     mount --bind HERE/run /run/libvirt\nmount --bind HERE/lib /var/lib/libvirt\n\
     mount --bind HERE/cache /var/cache/libvirt\nmount --bind HERE/log /var/log/libvirt\n\
