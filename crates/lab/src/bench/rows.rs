@@ -365,11 +365,7 @@ fn delivered() -> Vec<Row> {
 fn compared() -> [Task; 3] {
     let ten = Task::ten();
     let plan = fabric(5, 10, 20 * MBIT, 40 * MBIT);
-    [
-        ten,
-        Task { name: "fifty", plan: fabric(1, 50, 20 * MBIT, 0), ..ten },
-        Task { name: "racks", plan, ..ten },
-    ]
+    [ten, Task { name: "fifty", plan: fabric(1, 50, 20 * MBIT, 0), ..ten }, Task { name: "racks", plan, ..ten }]
 }
 
 /// Few nodes beside a web server.
