@@ -73,6 +73,9 @@ struct PythonEnvironment {
     requirements: &'static [&'static str],
 }
 
+/// Debian's, by its path: only this one sees the bindings that are Debian packages, and another may come first in `PATH`.
+const PYTHON: &str = "/usr/bin/python3";
+
 const PYTHON_ENVIRONMENTS: &[PythonEnvironment] = &[
     // The client that judges torrents of version 2.
     PythonEnvironment { folder: "libtorrent-venv", imports: "import libtorrent", requirements: &["libtorrent>=2,<3"] },
@@ -89,13 +92,14 @@ pub(crate) fn install_python_programs(places: &Places) -> Result<()> {
     PYTHON_ENVIRONMENTS.iter().try_for_each(|environment| {
         let folder = places.target.join(environment.folder);
         let python = folder.join("bin/python");
-        let present = Command::new(&python).args(["-c", environment.imports]).stderr(Stdio::null()).status();
-        if present.is_ok_and(|status| status.success()) {
+        let imports = || Command::new(&python).args(["-c", environment.imports]).stderr(Stdio::null()).status();
+        if imports().is_ok_and(|status| status.success()) {
             return Ok(());
         }
-        run::must(Command::new("python3").args(["-m", "venv", "--system-site-packages"]).arg(&folder))?;
+        run::must(Command::new(PYTHON).args(["-m", "venv", "--clear", "--system-site-packages"]).arg(&folder))?;
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        run::must(Command::new(python).args(pip).args(environment.requirements))
+        run::must(Command::new(&python).args(pip).args(environment.requirements))?;
+        run::must(Command::new(&python).args(["-c", environment.imports]))
     })
 }
 
