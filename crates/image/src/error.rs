@@ -146,6 +146,42 @@ pub enum Error {
         /// Its own words.
         message: String,
     },
+    /// A program that knows a file system is not installed.
+    #[error("{program} is needed here: install the package {package}")]
+    NoTool {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// A program that knows a file system failed.
+    #[error("{program} failed: {message}")]
+    Tool {
+        /// The program.
+        program: &'static str,
+        /// Its own words.
+        message: String,
+    },
+    /// A chunk of a capture is not what its sender says.
+    #[error("chunk {chunk} of the capture {why}: send it again")]
+    BadChunk {
+        /// The chunk.
+        chunk: u32,
+        /// What is wrong.
+        why: String,
+    },
+    /// What is said about a captured disk cannot be true.
+    #[error("this disk cannot be captured: {0}")]
+    BadOriginal(String),
+    /// A capture lacks chunks.
+    #[error("{missing} chunks of the capture have not arrived: send them first")]
+    CaptureIncomplete {
+        /// How many.
+        missing: u64,
+    },
+    /// Nothing could be generalised.
+    #[error("the image cannot be generalised: {0}; `--as-is` publishes it as it was captured")]
+    NotGeneralised(String),
     /// The name is in use.
     #[error("an image named `{0}` exists already: choose another name or remove it first")]
     NameTaken(String),

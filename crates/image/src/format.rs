@@ -371,6 +371,19 @@ fn read_words(mut stderr: impl Read) -> String {
     String::from_utf8_lossy(&words).trim().to_owned()
 }
 
+/// Reads as much as there is from `offset`, at most the buffer; what cannot be read is as if it were not there.
+pub(crate) fn read_range(file: &File, buffer: &mut [u8], offset: u64) -> usize {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read_at(&mut buffer[got..], offset + got as u64) {
+            Ok(more @ 1..) => got += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    got
+}
+
 /// Reads the beginning of a file, which may be shorter than the buffer.
 pub(crate) fn read_at_most(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;

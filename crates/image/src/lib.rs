@@ -9,6 +9,7 @@
 //!
 //! Everything here blocks; callers in async code use blocking threads.
 
+pub mod capture;
 mod direct;
 mod error;
 pub mod format;
@@ -30,7 +31,7 @@ pub use fleet::ids::{Digest, ImageName};
 pub use format::Format;
 pub use hash::leaf_hashes;
 pub use manifest::{Corrupt, CorruptReason, MAX_IMAGE_BYTES, Manifest, PieceHashes, VerifiedPiece, piece_size_for};
-pub use registry::{Entry, Image, ImportOptions, Registry};
+pub use registry::{Capture, Entry, Finishing, Image, ImportOptions, Registry};
 pub use sink::{DiskSink, FileSource, Finished, PieceSink, PieceSource, is_write_protected};
 pub use wire::metainfo::{InfoHash, InfoHashV2};
 

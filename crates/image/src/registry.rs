@@ -9,6 +9,8 @@
 //! An import appears by one rename after everything is on stable storage, so a
 //! crash at any instant leaves either nothing or a whole image.
 
+mod capture;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -27,6 +29,8 @@ use crate::format::{self, Format};
 use crate::manifest::{MAX_IMAGE_BYTES, Manifest, PieceHashes, check_piece_size, piece_size_for};
 use crate::seal::{Seal, Sealed, Source, read_full, seal_file};
 use crate::{Error, Progress, metainfo, sparse};
+
+pub use capture::{Capture, Finishing};
 
 const DISK: &str = "disk.raw";
 const MANIFEST: &str = "manifest.json";
@@ -345,7 +349,7 @@ impl Registry {
         let full = |error: Error| error.or_no_space(&self.folder, sealed.size_bytes);
         incoming.write(MANIFEST, manifest.to_json().as_bytes()).map_err(full)?;
         incoming.write(TORRENT, &torrent).map_err(full)?;
-        incoming.settle_disk().map_err(full)?;
+        settle(&incoming.path.join(DISK)).map_err(full)?;
         sync_folder(&incoming.path)?;
         let folder = self.folder.join(name);
         match rustix::fs::renameat_with(CWD, &incoming.path, CWD, &folder, RenameFlags::NOREPLACE) {
@@ -547,14 +551,6 @@ impl Incoming {
         file.sync_all().map_err(Error::io("write", path))
     }
 
-    /// Read-only, because every later write would be a mistake; and durable.
-    fn settle_disk(&self) -> Result<(), Error> {
-        let path = self.path.join(DISK);
-        let disk = File::open(&path).map_err(Error::io("open", &path))?;
-        disk.set_permissions(Permissions::from_mode(0o444)).map_err(Error::io("protect", &path))?;
-        disk.sync_all().map_err(Error::io("write", path))
-    }
-
     fn registry(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
     }
@@ -569,6 +565,13 @@ impl Drop for Incoming {
             tracing::warn!(folder = %self.path.display(), %error, "cannot remove a failed import; the next start will");
         }
     }
+}
+
+/// Read-only, because every later write would be a mistake; and durable.
+fn settle(path: &Path) -> Result<(), Error> {
+    let disk = File::open(path).map_err(Error::io("open", path))?;
+    disk.set_permissions(Permissions::from_mode(0o444)).map_err(Error::io("protect", path))?;
+    disk.sync_all().map_err(Error::io("write", path))
 }
 
 fn piece_size(size_bytes: u64, options: &ImportOptions) -> Result<u32, Error> {
