@@ -1,5 +1,7 @@
 //! Client of the HTTP contract, for the CLI, the lab and the agent.
 
+mod deployments;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

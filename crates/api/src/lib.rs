@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod deployment;
 pub mod operator;
 
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fleet::deployment::{Deployment, DeploymentState, ImageInfo, Outcome};
+use fleet::deployment::ImageInfo;
 use fleet::discovery::Inventory;
 use fleet::disk::DiskRule;
 use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
@@ -13,6 +13,10 @@ use fleet::post::PostSettings;
 use fleet::set::{Member, Row};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use crate::deployment::{
+    Counts, DeploymentView, NewDeployment, PauseRequest, RackProgress, ResumeRequest, RetryRequest, WaveView,
+};
 
 /// A node to be added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -228,63 +232,6 @@ impl From<&ImageInfo> for ImageView {
     }
 }
 
-/// A deployment that is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct NewDeployment {
-    /// The image's name.
-    pub image: String,
-    /// Nodes by name.
-    #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
-    pub nodes: Vec<NodeName>,
-    /// Racks, all approved nodes of each.
-    #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
-    pub racks: Vec<RackName>,
-}
-
-/// A deployment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct DeploymentView {
-    /// Its number, such as `d-12`.
-    #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub id: DeploymentId,
-    /// The image's name.
-    #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub image: ImageName,
-    /// The image's digest.
-    #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub digest: Digest,
-    /// When it was asked for.
-    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
-    pub created_at: Millis,
-    /// When it ended.
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
-    pub finished_at: Option<Millis>,
-    /// Whether it goes on.
-    pub state: DeploymentState,
-    /// Its nodes and what became of them.
-    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, Outcome>))]
-    pub outcomes: BTreeMap<NodeName, Outcome>,
-}
-
-impl From<&Deployment> for DeploymentView {
-    fn from(deployment: &Deployment) -> Self {
-        Self {
-            id: deployment.id,
-            image: deployment.image.clone(),
-            digest: deployment.digest,
-            created_at: deployment.created_at,
-            finished_at: deployment.finished_at,
-            state: deployment.state,
-            outcomes: deployment.outcomes.clone(),
-        }
-    }
-}
-
 /// A set of machines to be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -482,7 +429,7 @@ pub enum StreamEvent {
         name: NodeName,
     },
     /// A deployment changed.
-    Deployment(DeploymentView),
+    Deployment(Box<DeploymentView>),
     /// The reader was too slow and has missed events; it must read anew.
     Missed,
 }

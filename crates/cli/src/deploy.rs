@@ -1,29 +1,37 @@
 //! `rackswarm deploy`: an image onto nodes.
 
+mod options;
+mod show;
+
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
-use api::operator::{DeploymentView, NewDeployment};
+use api::operator::{NewDeployment, PauseRequest, ResumeRequest, RetryRequest};
 use clap::{ArgGroup, Args, Subcommand};
-use fleet::deployment::{DeploymentState, Outcome};
 use fleet::ids::{DeploymentId, ImageName, NodeName, RackName};
+use fleet::rollout::Window;
 
 use crate::connect::{Connection, explain};
-use crate::output::{self, moment, or_dash, say, show, span};
+use crate::output::{self, say, show};
 use crate::watch;
+use options::RolloutOptions;
 
 const EXAMPLES: &str = "\
 Examples:
   rackswarm deploy debian --rack r1 --watch       all approved nodes of a rack, followed to the end
   rackswarm deploy debian --nodes n1,n2
+  rackswarm deploy debian --rack r1,r2,r3 --canary 3 --at-once-per-rack 10 --failure-budget 5%
+                                                  three nodes first; the rest when these are proved
+  rackswarm deploy debian --rack r1 --window 22:00-06:00
   rackswarm deploy status                         all deployments
   rackswarm deploy status d-3 --watch             follow one
-  rackswarm deploy cancel d-3
+  rackswarm deploy pause d-3                      nothing new starts; then resume, retry or cancel
+  rackswarm deploy retry d-3                      the failed nodes once more
 
 A node counts as running only when its booted system has proved which image it runs and from
 which disk.
-With --watch the exit status is 0 only when every node does.";
+With --watch the exit status is 0 only when every node does; a deployment that is paused with
+nothing under way is not waited for.";
 
 /// What to deploy and where, or what to do with a deployment.
 #[derive(Debug, Args)]
@@ -45,6 +53,8 @@ pub(crate) struct Arguments {
     /// Racks, all approved nodes of each; separated by commas
     #[arg(long = "rack", value_delimiter = ',', value_name = "RACK")]
     racks: Vec<RackName>,
+    #[command(flatten)]
+    rollout: RolloutOptions,
     /// Follow it until every node has an outcome
     #[arg(long, short)]
     watch: bool,
@@ -66,6 +76,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Start no more nodes; those that have started go on to their end
+    Pause {
+        /// The deployment, such as d-3
+        id: DeploymentId,
+        /// Only in this rack
+        #[arg(long)]
+        rack: Option<RackName>,
+    },
+    /// Go on after a pause, in spite of the failures so far
+    ///
+    /// Nodes that have failed count for no failure budget any more, and a canary that failed holds up nobody.
+    Resume {
+        /// The deployment, such as d-3
+        id: DeploymentId,
+        /// Only in this rack
+        #[arg(long)]
+        rack: Option<RackName>,
+        /// Maintenance windows instead of those that it has, as for `deploy --window`
+        #[arg(long = "window", value_name = "WINDOW", value_parser = options::window)]
+        windows: Vec<Window>,
+        /// Without maintenance windows from now on
+        #[arg(long, conflicts_with = "windows")]
+        any_time: bool,
+    },
+    /// Try failed nodes once more: all of a deployment, or those that are named
+    Retry {
+        /// The deployment, such as d-3
+        id: DeploymentId,
+        /// Only these nodes, separated by commas
+        #[arg(long, value_delimiter = ',', value_name = "NODE")]
+        nodes: Vec<NodeName>,
+    },
     /// End a deployment; nodes that are proved stay as they are
     Cancel {
         /// The deployment, such as d-3
@@ -75,85 +117,53 @@ enum Command {
 
 pub(crate) async fn run(connection: &Connection, arguments: Arguments) -> Result<ExitCode> {
     let client = connection.client()?;
-    match (arguments.command, arguments.image) {
-        (Some(Command::Status { id: None, watch: false, json }), _) => {
-            let deployments = client.deployments().await.map_err(explain)?;
-            show(json, &deployments, |deployments| list(deployments))
-        }
-        (Some(Command::Status { id: None, watch: true, .. }), _) => {
-            match client.deployments().await.map_err(explain)?.last() {
-                Some(last) => watch::run(&client, last.id).await,
-                None => bail!("there is no deployment to watch: `rackswarm deploy --help`"),
-            }
-        }
-        (Some(Command::Status { id: Some(id), watch: true, .. }), _) => watch::run(&client, id).await,
-        (Some(Command::Status { id: Some(id), json, .. }), _) => {
-            let deployment = client.deployment(id).await.map_err(explain)?;
-            show(json, &deployment, describe)
-        }
-        (Some(Command::Cancel { id }), _) => {
-            let deployment = client.cancel(id).await.map_err(explain)?;
-            say(format_args!("{} is {}", deployment.id, output::state(deployment.state)))?;
-            Ok(ExitCode::SUCCESS)
-        }
+    let Arguments { command, image, nodes, racks, rollout, watch, json } = arguments;
+    let command = match (command, image) {
+        (Some(command), _) => command,
+        (None, None) => bail!("name an image: `rackswarm deploy --help`"),
         (None, Some(image)) => {
-            let wanted = NewDeployment { image: image.to_string(), nodes: arguments.nodes, racks: arguments.racks };
+            let wanted = NewDeployment { image: image.to_string(), nodes, racks, rollout: rollout.into_rollout() };
             let deployment = client.deploy(&wanted).await.map_err(explain)?;
-            if arguments.watch {
+            if watch {
                 return watch::run(&client, deployment.id).await;
             }
-            show(arguments.json, &deployment, started)
+            return show(json, &deployment, show::started);
         }
-        (None, None) => bail!("name an image: `rackswarm deploy --help`"),
-    }
-}
-
-fn started(deployment: &DeploymentView) -> String {
-    format!(
-        "{0} puts {1} on {2}; follow it with: rackswarm deploy status {0} --watch",
-        deployment.id,
-        deployment.image,
-        output::count(deployment.outcomes.len(), "node")
-    )
-}
-
-fn list(deployments: &[DeploymentView]) -> String {
-    let mut table = output::table(["DEPLOYMENT", "IMAGE", "STATE", "NODES", "RUNNING", "FAILED", "SINCE", "TOOK"]);
-    for deployment in deployments {
-        let count =
-            |wanted: fn(&Outcome) -> bool| deployment.outcomes.values().filter(|o| wanted(o)).count().to_string();
-        let took = deployment.finished_at.map(|end| span(Duration::from_millis(end.since(deployment.created_at))));
-        table.add_row([
-            deployment.id.to_string(),
-            deployment.image.to_string(),
-            output::state(deployment.state).to_owned(),
-            deployment.outcomes.len().to_string(),
-            count(|o| matches!(o, Outcome::Running { .. })),
-            count(|o| matches!(o, Outcome::Failed { .. })),
-            moment(deployment.created_at),
-            or_dash(took),
-        ]);
-    }
-    output::text_of(&table, "no deployments yet: `rackswarm deploy --help`")
-}
-
-fn describe(deployment: &DeploymentView) -> String {
-    let ended = match (deployment.state, deployment.finished_at) {
-        (DeploymentState::Active, _) | (_, None) => String::new(),
-        (_, Some(end)) => format!(", took {}", span(Duration::from_millis(end.since(deployment.created_at)))),
     };
-    let mut table = output::table(["NODE", "OUTCOME", "NOTE"]);
-    for (node, outcome) in &deployment.outcomes {
-        let (word, note, meaning) = output::outcome(outcome);
-        table.add_row([node.to_string().into(), output::painted(word, meaning), note.into()]);
+    match command {
+        Command::Status { id: None, watch: false, json } => {
+            let deployments = client.deployments().await.map_err(explain)?;
+            show(json, &deployments, |deployments| show::list(deployments))
+        }
+        Command::Status { id: None, watch: true, .. } => match client.deployments().await.map_err(explain)?.last() {
+            Some(last) => watch::run(&client, last.id).await,
+            None => bail!("there is no deployment to watch: `rackswarm deploy --help`"),
+        },
+        Command::Status { id: Some(id), watch: true, .. } => watch::run(&client, id).await,
+        Command::Status { id: Some(id), json, .. } => {
+            let deployment = client.deployment(id).await.map_err(explain)?;
+            show(json, &deployment, show::describe)
+        }
+        Command::Pause { id, rack } => {
+            let deployment = client.pause(id, &PauseRequest { rack: rack.clone() }).await.map_err(explain)?;
+            say(show::paused(&deployment, rack.as_ref()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Resume { id, rack, windows, any_time } => {
+            let windows = (any_time || !windows.is_empty()).then_some(windows);
+            let deployment = client.resume(id, &ResumeRequest { rack, windows }).await.map_err(explain)?;
+            say(show::goes_on(&deployment))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Retry { id, nodes } => {
+            let deployment = client.retry(id, &RetryRequest { nodes }).await.map_err(explain)?;
+            say(show::goes_on(&deployment))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cancel { id } => {
+            let deployment = client.cancel(id).await.map_err(explain)?;
+            say(format_args!("{} is {}", deployment.id, output::state(&deployment)))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
-    format!(
-        "{}: {} ({}), {}, since {}{ended}\n{}",
-        deployment.id,
-        deployment.image,
-        deployment.digest,
-        output::state(deployment.state),
-        moment(deployment.created_at),
-        output::text_of(&table, "no nodes")
-    )
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
+use api::operator::DeploymentView;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use fleet::deployment::{DeploymentState, Outcome};
 use fleet::ids::Millis;
@@ -210,8 +211,9 @@ pub(crate) fn or_dash(value: Option<impl Display>) -> String {
 }
 
 /// A deployment's state in a word.
-pub(crate) fn state(state: DeploymentState) -> &'static str {
-    match state {
+pub(crate) fn state(deployment: &DeploymentView) -> &'static str {
+    match deployment.state {
+        DeploymentState::Active if deployment.paused.is_some() => "paused",
         DeploymentState::Active => "active",
         DeploymentState::Done => "done",
         DeploymentState::Cancelled => "cancelled",

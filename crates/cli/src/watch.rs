@@ -43,6 +43,12 @@ pub(crate) async fn run(client: &Client, id: DeploymentId) -> Result<ExitCode> {
         return Ok(ExitCode::from(130));
     };
     followed?;
+    if watch.board.is_stuck() {
+        bail!(
+            "nothing is under way and nothing starts by itself: {}; `rackswarm deploy resume {id}`, `retry {id}` or `cancel {id}`",
+            watch.board.pauses().join("; ")
+        );
+    }
     screen::result(&watch.board)
 }
 
@@ -58,7 +64,7 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Until the deployment has ended. Losing the controller is no error unless it lasts.
     async fn follow(&mut self) -> Result<()> {
-        while !self.board.has_ended() {
+        while !self.is_over() {
             match self.follow_once().await {
                 Ok(()) => {}
                 Err(error) if !error.may_pass() => return Err(explain(error)),
@@ -69,11 +75,16 @@ impl Watch<'_> {
                 ),
                 Err(error) => self.screen.lost(&error.to_string()),
             }
-            if !self.board.has_ended() {
+            if !self.is_over() {
                 tokio::time::sleep(PAUSE).await;
             }
         }
         Ok(())
+    }
+
+    /// Nobody has to wait any longer.
+    fn is_over(&self) -> bool {
+        self.board.has_ended() || self.board.is_stuck()
     }
 
     /// Reads everything once and then the stream, until it breaks, has missed something, or the deployment has ended.
@@ -83,7 +94,7 @@ impl Watch<'_> {
         self.look().await?;
         let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_EVERY, LOOK_EVERY);
         let mut draws = tokio::time::interval(DRAW_EVERY);
-        while !self.board.has_ended() {
+        while !self.is_over() {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(StreamEvent::Missed)) | None => return Ok(()),
@@ -112,7 +123,7 @@ impl Watch<'_> {
         let deployment: DeploymentView = self.client.deployment(self.id).await?;
         self.last_answer = Instant::now();
         self.screen.found();
-        self.take(StreamEvent::Deployment(deployment));
+        self.take(StreamEvent::Deployment(Box::new(deployment)));
         Ok(())
     }
 

@@ -229,6 +229,8 @@ impl Config {
             ("node.action_limit_seconds", self.node.action_limit_seconds, 1, 3600),
             ("deploy.attempts", d.attempts, 1, 10),
             ("deploy.pause_seconds", d.pause_seconds, 0, 3600),
+            ("deploy.starts_per_second", d.starts_per_second, 1, 1000),
+            ("deploy.starts_per_second_per_rack", d.starts_per_second_per_rack, 1, 1000),
             ("deploy.powering_on_seconds", d.powering_on_seconds, 1, day),
             ("deploy.leasing_seconds", d.leasing_seconds, 1, day),
             ("deploy.manual_leasing_seconds", d.manual_leasing_seconds, 1, 30 * day),

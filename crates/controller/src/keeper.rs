@@ -5,7 +5,7 @@
 //! [`crate::reconcile`]. What is queued while the store is busy goes into the
 //! next transaction together, so a burst costs few of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,9 +15,10 @@ use api::operator::StreamEvent;
 use boot::director::Lease;
 use fleet::change::{Change, Note, Snapshot};
 use fleet::event::Event;
-use fleet::ids::{Mac, Millis, NodeName};
+use fleet::ids::{DeploymentId, Mac, Millis, NodeName};
 use fleet::intake::{Refused, intake};
 use fleet::plan::Policy;
+use fleet::run::Run;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -175,6 +176,14 @@ impl Keeper {
         self.shared.store.timeline(node).await
     }
 
+    /// What each node did in a deployment, of those that have come to its end.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn runs(&self, deployment: DeploymentId) -> Result<Vec<Run>, Error> {
+        self.shared.store.runs(deployment).await
+    }
+
     /// Everything that changes from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<StreamEvent>> {
@@ -329,7 +338,8 @@ impl Writer {
         let events = {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
             changes.iter().for_each(|change| state.apply(change));
-            if listened { stream_events(&state, &self.shared.policy, changes) } else { Vec::new() }
+            let now = self.shared.clock.now();
+            if listened { stream_events(&state, &self.shared.policy, changes, now) } else { Vec::new() }
         };
         for event in events {
             // The last listener may just have gone.
@@ -368,8 +378,9 @@ fn remark(snapshot: &Snapshot, now: Millis, mac: Mac, kind: &str, text: &str) ->
     })]
 }
 
-fn stream_events(state: &State, policy: &Policy, changes: &[Change]) -> Vec<StreamEvent> {
+fn stream_events(state: &State, policy: &Policy, changes: &[Change], now: Millis) -> Vec<StreamEvent> {
     let mut events = Vec::new();
+    let mut deployments = BTreeMap::new();
     let mut touched = BTreeSet::new();
     for change in changes {
         match change {
@@ -381,15 +392,21 @@ fn stream_events(state: &State, policy: &Policy, changes: &[Change]) -> Vec<Stre
             }
             Change::DropNode(name) => events.push(StreamEvent::NodeGone { name: name.clone() }),
             Change::Note(note) => events.push(StreamEvent::Timeline(view::line(note))),
-            Change::PutDeployment(deployment) => events.push(StreamEvent::Deployment(deployment.into())),
+            Change::PutDeployment(deployment) => {
+                deployments.insert(deployment.id, deployment);
+            }
             Change::PutRack(_)
             | Change::DropRack(_)
+            | Change::PutRun(_)
             | Change::PutSet(_)
             | Change::DropSet(_)
             | Change::PutImage(_)
             | Change::DropImage(_) => {}
         }
     }
+    // Of several in one batch the last says everything.
+    let views = deployments.into_values().map(|deployment| view::deployment(state.snapshot(), policy, deployment, now));
+    events.extend(views.map(|view| StreamEvent::Deployment(Box::new(view))));
     let nodes = touched.into_iter().filter_map(|name| state.snapshot().nodes.get(name));
     events.extend(nodes.map(|node| StreamEvent::Node(Box::new(view::node(state, policy, node)))));
     events

@@ -1,5 +1,7 @@
 //! The state as operators see it.
 
+mod deployment;
+
 use std::collections::BTreeMap;
 
 use api::operator::{DeployedView, NodeView, RackView, SetView, TimelineLine};
@@ -11,6 +13,7 @@ use fleet::set::MachineSet;
 
 use crate::state::State;
 use crate::switchboard;
+pub use deployment::deployment;
 
 /// A node with all that is known of it.
 #[must_use]

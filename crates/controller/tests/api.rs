@@ -36,7 +36,8 @@ async fn a_node_goes_from_deploy_to_running() {
     assert_eq!((image.size_bytes, image.used_bytes < image.size_bytes), (1 << 20, true));
 
     let mut events = pin!(operator.events().await.unwrap());
-    let wanted = NewDeployment { image: "debian".into(), nodes: vec![], racks: vec!["r1".parse().unwrap()] };
+    let wanted =
+        NewDeployment { image: "debian".into(), racks: vec!["r1".parse().unwrap()], ..NewDeployment::default() };
     let deployment = operator.deploy(&wanted).await.unwrap();
     server.until_stage("n1", Stage::Leasing).await;
     let powered = power::fake::machine(&machine).unwrap();
@@ -139,7 +140,8 @@ async fn a_deployment_is_cancelled_midway_and_another_image_deployed_at_once() {
     let fetching = ReportKind::FetchStarted { disk: disk().identity(), text: "begins".to_owned() };
     old.say(&old_assignment, fetching).await.unwrap();
 
-    let again = NewDeployment { image: "second".into(), nodes: vec!["n1".parse().unwrap()], racks: vec![] };
+    let again =
+        NewDeployment { image: "second".into(), nodes: vec!["n1".parse().unwrap()], ..NewDeployment::default() };
     assert_eq!(status(operator.deploy(&again).await), 409);
     assert_eq!(status(operator.remove_image("first").await), 409);
     let cancelled = operator.cancel(first.id).await.unwrap();
@@ -513,7 +515,8 @@ async fn strangers_wait_for_approval_and_nodes_can_be_released_and_removed() {
     let node = server.until(name, "the stranger", |_| true).await;
     assert!(!node.approved && node.waits_for.contains("approve"));
     server.import("debian", content(1)).await.unwrap();
-    let wanted = NewDeployment { image: "debian".into(), nodes: vec![name.parse().unwrap()], racks: vec![] };
+    let wanted =
+        NewDeployment { image: "debian".into(), nodes: vec![name.parse().unwrap()], ..NewDeployment::default() };
     assert_eq!(status(operator.deploy(&wanted).await), 409);
     assert!(operator.approve_node(&name.parse().unwrap()).await.unwrap().approved);
     operator.deploy(&wanted).await.unwrap();

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use boot::director::Lease;
 use fleet::change::{Change, Note, Snapshot};
 use fleet::event::{Event, NodeEdit};
-use fleet::ids::{Mac, NodeName};
+use fleet::ids::{DeploymentId, Mac, NodeName};
 use fleet::intake::Refused;
 use fleet::node::{Firmware, Rack};
 use fleet::plan::Policy;
 use fleet::post::PostSettings;
+use fleet::run::Run;
 use futures_util::future::BoxFuture;
 use rackswarm_controller::Error;
 use rackswarm_controller::keeper::Keeper;
@@ -65,6 +66,10 @@ impl Store for Flaky {
 
     fn timeline<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<Vec<Note>, Error>> {
         self.inner.timeline(node)
+    }
+
+    fn runs(&self, deployment: DeploymentId) -> BoxFuture<'_, Result<Vec<Run>, Error>> {
+        self.inner.runs(deployment)
     }
 
     fn save_leases<'a>(&'a self, leases: &'a [Lease]) -> BoxFuture<'a, Result<(), Error>> {

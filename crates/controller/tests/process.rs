@@ -142,7 +142,7 @@ async fn upload(operator: &Client, name: &str) -> Result<ImageView, ClientError>
 }
 
 fn debian_to_n1() -> NewDeployment {
-    NewDeployment { image: "debian".into(), nodes: vec!["n1".parse().unwrap()], racks: vec![] }
+    NewDeployment { image: "debian".into(), nodes: vec!["n1".parse().unwrap()], ..NewDeployment::default() }
 }
 
 #[test]

@@ -367,7 +367,8 @@ async fn instances_of_a_cloud_become_nodes_and_are_never_asked_to_boot_from_the_
     assert_eq!(power(&server, PowerAction::Reset, &[first], |_| {}).await[0].power, Power::On);
 
     server.import("debian", content(1)).await.unwrap();
-    let wanted = NewDeployment { image: "debian".into(), nodes: vec![first.parse().unwrap()], racks: vec![] };
+    let wanted =
+        NewDeployment { image: "debian".into(), nodes: vec![first.parse().unwrap()], ..NewDeployment::default() };
     let refused = operator.deploy(&wanted).await;
     assert!(matches!(refused, Err(ClientError::Refused { status: 409, .. })), "{refused:?}");
     assert!(sentence(refused).contains("cannot make it boot from the network"));

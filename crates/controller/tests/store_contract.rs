@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use boot::director::Lease;
 use fleet::change::{Change, Note, Snapshot};
-use fleet::deployment::{Deployment, DeploymentState, Outcome};
+use fleet::deployment::{Deployment, ImageInfo, Outcome};
 use fleet::ids::{Attempt, DeploymentId, Digest, Mac, Millis};
 use fleet::life::Stage;
 use fleet::node::{Live, Node, Rack, TokenHash};
 use fleet::post::PostSettings;
+use fleet::rollout::{Budget, Group, Rollout, Wave, WaveKind};
+use fleet::run::Run;
 use fleet::set::{MachineSet, Synced};
 use rackswarm_controller::Error;
 use rackswarm_controller::store::{MemoryStore, Revision, SqlStore, Store, TIMELINE_LINES};
@@ -103,6 +105,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("conflict", |store| Box::pin(conflict(store))),
     ("since", |store| Box::pin(since(store))),
     ("timelines", |store| Box::pin(timelines(store))),
+    ("runs", |store| Box::pin(runs(store))),
     ("leases", |store| Box::pin(leases(store))),
     ("readers", |store| Box::pin(readers(store))),
     ("oracle", |store| Box::pin(oracle(store))),
@@ -134,6 +137,28 @@ async fn applied(store: Arc<dyn Store>) {
     assert_eq!(snapshot.racks.values().collect::<Vec<_>>(), [&rack("r1")]);
     assert_eq!(snapshot.deployments.values().collect::<Vec<_>>(), [&deployment(1)]);
     assert!(snapshot.live.is_empty() && snapshot.node_of(full.macs[0]).is_some());
+}
+
+async fn runs(store: Arc<dyn Store>) {
+    let run = |deployment: u64, node: &str, at: u64| {
+        let node = node.parse().unwrap();
+        let mut run = Run::begin(None, DeploymentId(deployment), &node, None, Attempt(1), Millis(at));
+        run.left(Stage::Fetching, 5);
+        run.ended_at = Some(Millis(at + 9));
+        run
+    };
+    let changes = [run(1, "n2", 1), run(1, "n1", 2), run(2, "n1", 3)].map(Change::PutRun);
+    let base = store.apply(Revision(0), &changes).await.unwrap();
+    store.apply(base, &[Change::PutRun(run(1, "n2", 4))]).await.unwrap();
+    assert_eq!(store.runs(DeploymentId(1)).await.unwrap(), [run(1, "n1", 2), run(1, "n2", 4)]);
+    assert_eq!(store.runs(DeploymentId(2)).await.unwrap(), [run(2, "n1", 3)]);
+    assert!(store.runs(DeploymentId(3)).await.unwrap().is_empty());
+    // Of several in one transaction the last counts.
+    let mut ended = deployment(1);
+    ended.finished_at = Some(Millis(7));
+    let changes = [Change::PutDeployment(deployment(1)), note("n1", 1), Change::PutDeployment(ended.clone())];
+    store.apply(base.next(), &changes).await.unwrap();
+    assert_eq!(store.load().await.unwrap().0.deployments.values().collect::<Vec<_>>(), [&ended]);
 }
 
 async fn conflict(store: Arc<dyn Store>) {
@@ -311,9 +336,9 @@ async fn newer(url: &str) {
         .unwrap();
     connection.close().await.unwrap();
     let refused = SqlStore::open(url, None).await.unwrap_err();
-    assert!(matches!(refused, Error::NewerDatabase { found: 4711, known: 2, .. }), "{refused}");
+    assert!(matches!(refused, Error::NewerDatabase { found: 4711, known: 3, .. }), "{refused}");
     let sentence = refused.to_string();
-    assert!(sentence.contains("version 4711") && sentence.contains("up to 2"), "{sentence}");
+    assert!(sentence.contains("version 4711") && sentence.contains("up to 3"), "{sentence}");
 }
 
 fn node(name: &str, mac: u8) -> Node {
@@ -350,18 +375,21 @@ fn lease(last: u8, mac: u8, expires: u64) -> Lease {
 }
 
 fn deployment(id: u64) -> Deployment {
-    Deployment {
-        id: DeploymentId(id),
-        image: "debian".parse().unwrap(),
+    let image = ImageInfo {
+        name: "debian".parse().unwrap(),
         digest: Digest([3; 32]),
         size_bytes: 1 << 40,
-        created_at: Millis(1_700_000_000_000),
-        finished_at: None,
-        state: DeploymentState::Active,
-        outcomes: [
-            ("n1".parse().unwrap(), Outcome::Pending),
-            ("n2".parse().unwrap(), Outcome::Failed { reason: "no disk".to_owned() }),
-        ]
-        .into(),
-    }
+        used_bytes: 1 << 30,
+        piece_size: 1 << 20,
+        infohash: "00".repeat(20),
+        sealed_at: Millis(1),
+    };
+    let nodes = vec!["n1".parse().unwrap(), "n2".parse().unwrap()];
+    let wave = Wave { kind: WaveKind::Racks, groups: vec![Group { rack: Some("r1".parse().unwrap()), nodes }] };
+    let rollout = Rollout { failure_budget_per_rack: Some(Budget::Percent(50)), ..Rollout::default() };
+    let mut deployment = Deployment::new(DeploymentId(id), &image, rollout, vec![wave], Millis(1_700_000_000_000));
+    let failed = Outcome::Failed { reason: "no disk".to_owned() };
+    deployment.settle(&"n2".parse().unwrap(), failed, Millis(1_700_000_000_001));
+    assert_eq!(deployment.paused_racks.len(), 1);
+    deployment
 }

@@ -10,6 +10,7 @@ use crate::deployment::{Deployment, ImageInfo};
 use crate::ids::{Attempt, DeploymentId, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use crate::life::Stage;
 use crate::node::{Live, Node, Rack};
+use crate::run::Run;
 use crate::set::MachineSet;
 
 /// A line of a node's timeline.
@@ -42,6 +43,8 @@ pub enum Change {
     DropRack(RackName),
     /// A deployment is new or different.
     PutDeployment(Deployment),
+    /// What a node did in a deployment, when that came to its end. Kept for reports, not in the snapshot.
+    PutRun(Run),
     /// A set is new or different.
     PutSet(MachineSet),
     /// A set is gone; its nodes stay.
@@ -126,7 +129,7 @@ impl Snapshot {
             Change::PutLive(name, live) => {
                 self.live.insert(name.clone(), live.clone());
             }
-            Change::Note(_) => {}
+            Change::Note(_) | Change::PutRun(_) => {}
         }
     }
 

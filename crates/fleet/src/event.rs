@@ -9,6 +9,7 @@ use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackNa
 use crate::life::Stage;
 use crate::node::{Beat, Firmware, Power, Progress, Rack, TokenHash};
 use crate::post::PostSettings;
+use crate::rollout::{Rollout, Window};
 use crate::set::{Listed, MachineSet};
 
 /// What an operator may set of a node; `None` leaves it as it is.
@@ -90,6 +91,33 @@ pub enum Event {
         /// The image.
         image: ImageName,
         /// The nodes, at least one.
+        nodes: Vec<NodeName>,
+        /// How it goes on.
+        rollout: Rollout,
+    },
+    /// The time has come for a deployment to start more nodes, or to stop waiting for that.
+    Proceed(DeploymentId),
+    /// An operator lets nothing new start; what has started goes on to its end.
+    Pause {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Only this rack of it.
+        rack: Option<RackName>,
+    },
+    /// An operator lets a paused deployment go on, in spite of the failures so far.
+    Resume {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Only this rack of it.
+        rack: Option<RackName>,
+        /// Maintenance windows instead of those that it has.
+        windows: Option<Vec<Window>>,
+    },
+    /// An operator has failed nodes tried again.
+    Retry {
+        /// The deployment.
+        deployment: DeploymentId,
+        /// Which; all that failed where none are named.
         nodes: Vec<NodeName>,
     },
     /// An operator ends a deployment; nodes that are proved stay as they are.

@@ -1,10 +1,14 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
-use crate::deployment::ImageInfo;
-use crate::node::{Progress, Rack};
+use crate::change::Note;
+use crate::deployment::{DeploymentState, ImageInfo, Outcome};
+use crate::event::NodeEdit;
+use crate::ids::{DeploymentId, Digest};
+use crate::node::{Firmware, Progress, Rack, TokenHash};
 
 const START: Millis = Millis(1_000_000);
 
@@ -50,7 +54,7 @@ impl World {
     }
 
     fn deploy(&mut self, image: &str) -> Result<(), Refused> {
-        self.take(Event::Deploy { image: image.parse().unwrap(), nodes: vec![name()] })
+        self.take(Event::Deploy { image: image.parse().unwrap(), nodes: vec![name()], rollout: Default::default() })
     }
 
     fn node(&self) -> &Node {
@@ -209,7 +213,8 @@ fn unknown_unapproved_and_unassigned_machines_boot_their_disks() {
     let stranger = NodeName::of_stranger(mac());
     assert!(!world.snapshot.nodes[&stranger].approved);
     assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
-    let deploy = Event::Deploy { image: "golden".parse().unwrap(), nodes: vec![stranger.clone()] };
+    let deploy =
+        Event::Deploy { image: "golden".parse().unwrap(), nodes: vec![stranger.clone()], rollout: Default::default() };
     assert!(matches!(world.take(deploy.clone()), Err(Refused::Conflict(_))));
     world.take(Event::Approve { node: stranger }).unwrap();
     assert!(matches!(boot_wish(&world.snapshot, &world.policy, mac()), BootWish::LocalDisk { .. }));
@@ -317,7 +322,11 @@ fn event((kind, attempt, flag): (u8, u32, bool)) -> Event {
     let mut events = path(attempt);
     match kind {
         0..=11 => events.remove(usize::from(kind)),
-        12 => Event::Deploy { image: if flag { "golden" } else { "other" }.parse().unwrap(), nodes: vec![name()] },
+        12 => Event::Deploy {
+            image: if flag { "golden" } else { "other" }.parse().unwrap(),
+            nodes: vec![name()],
+            rollout: Default::default(),
+        },
         13 => Event::Cancel(DeploymentId(u64::from(attempt.0))),
         14 => Event::StageFailed { node: name(), attempt, reason: "x".into(), retry: flag },
         _ => Event::Release { node: name() },

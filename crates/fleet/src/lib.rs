@@ -17,4 +17,6 @@ pub mod life;
 pub mod node;
 pub mod plan;
 pub mod post;
+pub mod rollout;
+pub mod run;
 pub mod set;

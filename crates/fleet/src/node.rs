@@ -10,6 +10,7 @@ use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
 use crate::life::Stage;
 use crate::post::PostSettings;
+use crate::run::Run;
 use crate::set::Member;
 
 /// How a machine's firmware network-boots, read from DHCP options 60, 77, 93
@@ -123,10 +124,13 @@ pub struct Node {
     pub tries: u32,
     /// Why it failed, or why the last attempt ended; a sentence.
     pub reason: Option<String>,
-    /// Power is not touched before this moment (pause between attempts).
+    /// When the power of the present attempt is due: at its start, or after a pause.
     pub not_before: Option<Millis>,
     /// The deployment that it takes or took part in.
     pub deployment: Option<DeploymentId>,
+    /// What it has done in the present or last deployment.
+    #[serde(default)]
+    pub run: Option<Run>,
     /// Hash of the token that this attempt's kernel line carries.
     pub boot_token: Option<TokenHash>,
     /// Hash of the token for the system being written; becomes
@@ -170,6 +174,7 @@ impl Node {
             reason: None,
             not_before: None,
             deployment: None,
+            run: None,
             boot_token: None,
             pending_token: None,
             node_token: None,

@@ -4,11 +4,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::change::Snapshot;
+use crate::deployment::DeploymentState;
 use crate::discovery::Discovery;
 use crate::event::Event;
 use crate::ids::{Attempt, Millis, NodeName};
 use crate::life::Stage;
 use crate::node::{Live, Node};
+use crate::rollout::admit;
 
 /// Attempts, deadlines and pauses. The `[deploy]` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,11 @@ pub struct Policy {
     /// one, with up to half as much again added so that nodes do not return
     /// all at once.
     pub pause_seconds: u32,
+    /// Machines that are switched on per second, all deployments together, 1 to 1000: DHCP, HTTP and power supplies are to
+    /// bear it.
+    pub starts_per_second: u32,
+    /// The same for one rack.
+    pub starts_per_second_per_rack: u32,
     /// The least time that a power driver gets once its turn has come, in
     /// seconds. Drivers with longer deadlines of their own get those.
     pub powering_on_seconds: u32,
@@ -50,6 +57,8 @@ impl Default for Policy {
         Self {
             attempts: 3,
             pause_seconds: 5,
+            starts_per_second: 20,
+            starts_per_second_per_rack: 5,
             powering_on_seconds: 120,
             leasing_seconds: 600,
             manual_leasing_seconds: 86_400,
@@ -93,6 +102,10 @@ impl Policy {
 attempts = 3
 # Pause before the second attempt, in seconds. It doubles with each further one; up to half of it is added at random.
 pause_seconds = 5
+# Machines that are switched on per second, all deployments together, and in one rack: what DHCP, HTTP and the power supply
+# bear. A mass power-on is spread over time; so are attempts that follow a common failure.
+starts_per_second = 20
+starts_per_second_per_rack = 5
 # Deadlines in seconds. A node that stands in a stage for longer begins its next attempt.
 # Power drivers with longer deadlines of their own (limit_seconds= of the address) get those.
 powering_on_seconds = 120
@@ -204,7 +217,7 @@ pub enum Action {
 pub struct Plan {
     /// What is to be done now.
     pub actions: Vec<Action>,
-    /// Deadlines that have passed, and what cannot be done at all, as events.
+    /// Deadlines that have passed, deployments that start more nodes, and what cannot be done at all, as events.
     pub overdue: Vec<Event>,
     /// When to plan again if nothing happens before.
     pub wake_at: Option<Millis>,
@@ -233,6 +246,15 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy, drivers: Drivers<'_>, now: Mil
             }),
             Some((at, _)) => wake(&mut plan, at),
             None => {}
+        }
+    }
+    for deployment in snapshot.deployments.values().filter(|d| d.state == DeploymentState::Active) {
+        let admission = admit(snapshot, policy, deployment, now);
+        if admission.is_due() {
+            plan.overdue.push(Event::Proceed(deployment.id));
+        }
+        if let Some(at) = admission.wake_at {
+            wake(&mut plan, at);
         }
     }
     plan

@@ -14,6 +14,7 @@ use crate::ids::{Mac, Millis, NodeName, RackName, SetName};
 use crate::intake::Refused;
 use crate::life::Stage;
 use crate::node::{Node, Rack};
+use crate::rollout::waits_in;
 
 /// A set as the registry knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -423,13 +424,15 @@ impl<'a> Work<'a> {
         let Some(member) = &mut node.member else { return };
         let row = |what, text: String| Row { id: member.id.clone(), node: Some(name.clone()), what, text };
         let untouched = !node.written_before && node.deployed.is_none();
-        if member.made && untouched && matches!(node.stage, Stage::Enrolled | Stage::Failed) {
+        let waits_in = waits_in(&self.ahead, name).map(|deployment| deployment.id);
+        if member.made && untouched && waits_in.is_none() && matches!(node.stage, Stage::Enrolled | Stage::Failed) {
             self.rows
                 .push(row(What::Retired, "the set does not list it any more; nothing was ever written to it".into()));
             return self.apply(Change::DropNode(name.clone()));
         }
         let kept = match (&node.deployed, node.stage) {
             (_, stage) if stage.is_under_way() => format!("it is being deployed ({stage})"),
+            _ if waits_in.is_some() => "it waits for its turn in a deployment".to_owned(),
             (Some(deployed), _) => format!("{} was deployed to it", deployed.image),
             _ if node.written_before => "its disk was written to".to_owned(),
             _ => "an operator had added it".to_owned(),

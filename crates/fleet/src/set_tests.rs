@@ -167,7 +167,13 @@ fn a_deployed_node_is_never_removed_and_an_untouched_one_is() {
         sealed_at: NOW,
     };
     world.tell(Event::ImageSealed(image)).unwrap();
-    world.tell(Event::Deploy { image: "golden".parse().unwrap(), nodes: vec!["a".parse().unwrap()] }).unwrap();
+    world
+        .tell(Event::Deploy {
+            image: "golden".parse().unwrap(),
+            nodes: vec!["a".parse().unwrap()],
+            rollout: Default::default(),
+        })
+        .unwrap();
     let mut written = world.node("b").clone();
     written.written_before = true;
     world.snapshot.apply(&Change::PutNode(Box::new(written)));
@@ -177,7 +183,11 @@ fn a_deployed_node_is_never_removed_and_an_untouched_one_is() {
     assert_eq!(world.sync(&[]), ["a missing", "b missing", "c retired", "older missing"]);
     assert!(!world.snapshot.nodes.contains_key(&"c".parse::<NodeName>().unwrap()));
     assert_eq!(world.node("a").member.as_ref().unwrap().missing_since, Some(NOW));
-    let refused = world.tell(Event::Deploy { image: "golden".parse().unwrap(), nodes: vec!["b".parse().unwrap()] });
+    let refused = world.tell(Event::Deploy {
+        image: "golden".parse().unwrap(),
+        nodes: vec!["b".parse().unwrap()],
+        rollout: Default::default(),
+    });
     assert!(refused.unwrap_err().to_string().contains("does not list"), "a missing machine is not deployed");
     let marked = compare(&world.snapshot, NOW, &world.set, &[], false).unwrap();
     assert_eq!(marked.summary(), "3 missing", "what is marked is not counted again");

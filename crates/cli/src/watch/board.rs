@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::operator::{DeploymentView, NodeView, StreamEvent};
+use api::operator::{DeploymentView, NodeView, RackProgress, StreamEvent};
 use fleet::deployment::{DeploymentState, Outcome};
 use fleet::ids::NodeName;
 use fleet::life::Stage;
@@ -45,6 +45,23 @@ impl Board {
         self.deployment.state != DeploymentState::Active
     }
 
+    /// True where nothing is under way and nothing starts by itself: an operator must decide.
+    pub(super) fn is_stuck(&self) -> bool {
+        let racks = &self.deployment.racks;
+        let held = |rack: &RackProgress| rack.paused.is_some() || self.deployment.paused.is_some();
+        !self.has_ended()
+            && racks.iter().any(|rack| rack.counts.waiting > 0)
+            && racks.iter().all(|rack| rack.counts.under_way == 0 && (rack.counts.waiting == 0 || held(rack)))
+    }
+
+    /// Why it is stuck.
+    pub(super) fn pauses(&self) -> Vec<String> {
+        let of_racks = self.deployment.racks.iter().filter_map(|rack| rack.paused.as_ref().zip(rack.rack.as_ref()));
+        let racks = of_racks.map(|(pause, rack)| format!("rack {rack} is paused: {}", pause.reason));
+        let whole = self.deployment.paused.iter().map(|pause| format!("paused: {}", pause.reason));
+        whole.chain(racks).collect()
+    }
+
     /// Takes an event and says, in sentences, what is new for a reader of a log.
     pub(super) fn take(&mut self, event: StreamEvent) -> Vec<String> {
         match event {
@@ -55,8 +72,9 @@ impl Board {
                 news.into_iter().collect()
             }
             StreamEvent::Deployment(deployment) if deployment.id == self.deployment.id => {
-                let news = self.news_of_outcomes(&deployment);
-                self.deployment = deployment;
+                let mut news = self.news_of_outcomes(&deployment);
+                news.extend(self.news_of_log(&deployment));
+                self.deployment = *deployment;
                 news
             }
             StreamEvent::NodeGone { name } => {
@@ -96,6 +114,13 @@ impl Board {
             .collect()
     }
 
+    fn news_of_log(&self, now: &DeploymentView) -> Vec<String> {
+        // The oldest lines may be gone.
+        let last = self.deployment.log.last();
+        let known = last.and_then(|last| now.log.iter().rposition(|line| line == last)).map_or(0, |at| at + 1);
+        now.log[known..].iter().map(|line| format!("{}: {}", now.id, line.text)).collect()
+    }
+
     /// A line for each node, in the order of their names.
     pub(super) fn rows(&self) -> Vec<Row> {
         self.deployment.outcomes.iter().map(|(name, outcome)| self.row(name, outcome)).collect()
@@ -111,7 +136,7 @@ impl Board {
         };
         let text = match (settled, node) {
             (Outcome::Pending, Some(node)) => under_way(node),
-            (Outcome::Pending, None) => "waits to be taken in".to_owned(),
+            (Outcome::Pending, None) => "waits for its turn".to_owned(),
             (settled, _) => {
                 let (word, note, _) = outcome(settled);
                 format!("{word:<18} {note}").trim_end().to_owned()
@@ -129,7 +154,8 @@ impl Board {
         let fetching = self.nodes.values().filter(|node| node.stage == Stage::Fetching);
         let speed: u64 = fetching.filter_map(|node| node.progress).map(|p| p.down_bytes_per_second).sum();
         let mut text = format!("{running} of {} running", self.deployment.outcomes.len());
-        for (number, word) in [(failed, "failed"), (let_go, "let go")] {
+        let waiting: u32 = self.deployment.racks.iter().map(|rack| rack.counts.waiting).sum();
+        for (number, word) in [(waiting as usize, "waiting"), (failed, "failed"), (let_go, "let go")] {
             if number > 0 {
                 text.push_str(&format!(", {number} {word}"));
             }
@@ -169,8 +195,11 @@ fn under_way(node: &NodeView) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use api::operator::Counts;
+    use fleet::deployment::Line;
     use fleet::ids::{Digest, Millis};
     use fleet::node::Progress;
+    use fleet::rollout::{Pause, PausedBy, Rollout};
 
     use super::*;
 
@@ -183,6 +212,13 @@ mod tests {
             finished_at: None,
             state: DeploymentState::Active,
             outcomes: outcomes.iter().map(|(n, o)| (n.parse().unwrap(), o.clone())).collect(),
+            rollout: Rollout::default(),
+            paused: None,
+            waits_for: None,
+            goes_on_at: None,
+            waves: Vec::new(),
+            racks: Vec::new(),
+            log: Vec::new(),
         }
     }
 
@@ -222,7 +258,7 @@ mod tests {
         let mut taken = node("n1", Stage::Leasing, 1, None);
         taken.deployment = Some("d-2".parse().unwrap());
         assert!(board.take(event(taken)).is_empty());
-        assert_eq!(board.rows()[0].text, "waits to be taken in");
+        assert_eq!(board.rows()[0].text, "waits for its turn");
     }
 
     #[test]
@@ -231,7 +267,7 @@ mod tests {
         let mut board = Board::new(deployment(&[("n1", Outcome::Pending), ("n2", Outcome::Pending)]), Vec::new());
         let mut end = deployment(&[("n1", Outcome::Running { milliseconds: 65_000 }), ("n2", failed)]);
         end.state = DeploymentState::Done;
-        let news = board.take(StreamEvent::Deployment(end));
+        let news = board.take(StreamEvent::Deployment(Box::new(end)));
         assert_eq!(news, ["n1: running, after 1 min 5 s", "n2: failed, two disks"]);
         assert!(board.has_ended());
         assert_eq!(board.losses(), [("n2".parse().unwrap(), "two disks".to_owned())]);
@@ -244,5 +280,26 @@ mod tests {
         let row = &board.rows()[0];
         assert_eq!(row.done, (1, 4));
         assert!(row.text.contains(" 25 % of 4"), "{}", row.text);
+    }
+
+    #[test]
+    fn a_pause_is_told_and_with_nothing_under_way_it_is_not_waited_for() {
+        let mut board = Board::new(deployment(&[("n1", Outcome::Pending), ("n2", Outcome::Pending)]), Vec::new());
+        let mut now = board.deployment().clone();
+        let reason = "an operator asked for it".to_owned();
+        now.paused = Some(Pause { at: Millis(5), by: PausedBy::Operator, reason: reason.clone() });
+        now.log = vec![Line { at: Millis(5), kind: "paused".into(), text: format!("paused: {reason}") }];
+        let counts = Counts { nodes: 2, waiting: 1, under_way: 1, ..Counts::default() };
+        now.racks = vec![RackProgress { rack: None, counts, paused: None }];
+        assert_eq!(
+            board.take(StreamEvent::Deployment(Box::new(now.clone()))),
+            ["d-1: paused: an operator asked for it"]
+        );
+        assert!(board.take(StreamEvent::Deployment(Box::new(now.clone()))).is_empty(), "told once");
+        assert!(!board.is_stuck(), "one goes on to its end");
+        assert_eq!(board.summary(), "0 of 2 running, 1 waiting");
+        now.racks[0].counts.under_way = 0;
+        board.take(StreamEvent::Deployment(Box::new(now)));
+        assert!(board.is_stuck() && board.pauses() == ["paused: an operator asked for it"]);
     }
 }

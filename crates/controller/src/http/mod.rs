@@ -3,6 +3,7 @@
 mod agent;
 mod auth;
 mod boot;
+mod deployments;
 mod events;
 mod files;
 mod images;
@@ -120,6 +121,7 @@ impl App {
 
 fn operator_routes() -> OpenApiRouter<App> {
     operator::routes()
+        .merge(deployments::routes())
         .merge(sets::routes())
         .merge(power::routes())
         .merge(events::routes())

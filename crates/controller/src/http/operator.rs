@@ -1,25 +1,19 @@
-//! Nodes, racks and deployments, for operators.
+//! Nodes and racks, for operators.
 
-use std::collections::BTreeSet;
-
-use api::operator::{
-    DeploymentView, NewDeployment, NewNode, NodeSettings, NodeView, RackSettings, RackView, Status, TimelineLine,
-};
+use api::operator::{NewNode, NodeSettings, NodeView, RackSettings, RackView, Status, TimelineLine};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use fleet::change::{Change, Snapshot};
 use fleet::event::{Event, NodeEdit};
-use fleet::ids::{DeploymentId, ImageName, NodeName, RackName};
+use fleet::ids::{NodeName, RackName};
 use fleet::node::Rack;
-use fleet::plan::NO_NETWORK_BOOT;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
 use super::problem::{JsonBody, PathPart, Problem};
 use crate::config::check_post;
-use crate::{switchboard, view};
+use crate::view;
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -34,9 +28,6 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(timeline))
         .routes(routes!(list_racks))
         .routes(routes!(put_rack, remove_rack))
-        .routes(routes!(list_deployments, deploy))
-        .routes(routes!(show_deployment))
-        .routes(routes!(cancel_deployment))
 }
 
 /// How the controller is.
@@ -161,60 +152,11 @@ async fn remove_rack(State(app): State<App>, PathPart(name): PathPart<RackName>)
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// All deployments, oldest first.
-#[utoipa::path(get, path = "/api/v1/deployments", tag = "deployments",
-    responses((status = 200, body = Vec<DeploymentView>), (status = "default", body = api::Problem)))]
-async fn list_deployments(State(app): State<App>) -> Json<Vec<DeploymentView>> {
-    Json(app.keeper.read(|state| state.snapshot().deployments.values().map(DeploymentView::from).collect()))
-}
-
-/// Deploys an image to nodes, and to all approved nodes of racks.
-#[utoipa::path(post, path = "/api/v1/deployments", tag = "deployments", request_body = NewDeployment,
-    responses((status = 201, body = DeploymentView), (status = "default", body = api::Problem)))]
-async fn deploy(
-    State(app): State<App>,
-    JsonBody(new): JsonBody<NewDeployment>,
-) -> Result<(StatusCode, Json<DeploymentView>), Problem> {
-    let image: ImageName = new.image.parse()?;
-    let nodes = app.keeper.read(|state| {
-        let nodes = chosen(state.snapshot(), &new)?;
-        check_power(state.snapshot(), &nodes).map(|()| nodes)
-    })?;
-    let changes = app.keeper.tell(Event::Deploy { image, nodes }).await?;
-    let made = changes.iter().find_map(|change| match change {
-        Change::PutDeployment(deployment) => Some(DeploymentView::from(deployment)),
-        _ => None,
-    });
-    made.map(|view| (StatusCode::CREATED, Json(view))).ok_or_else(|| Problem::conflict("nothing was deployed"))
-}
-
-/// One deployment.
-#[utoipa::path(get, path = "/api/v1/deployments/{id}", tag = "deployments",
-    params(("id" = String, Path, description = "the deployment's number, such as d-12")),
-    responses((status = 200, body = DeploymentView), (status = "default", body = api::Problem)))]
-async fn show_deployment(State(app): State<App>, PathPart(id): PathPart<DeploymentId>) -> Answer<DeploymentView> {
-    app.deployment(id).map(Json)
-}
-
-/// Ends a deployment. Nodes that are proved stay as they are, the others are let go.
-#[utoipa::path(post, path = "/api/v1/deployments/{id}/cancel", tag = "deployments",
-    params(("id" = String, Path, description = "the deployment's number, such as d-12")),
-    responses((status = 200, body = DeploymentView), (status = "default", body = api::Problem)))]
-async fn cancel_deployment(State(app): State<App>, PathPart(id): PathPart<DeploymentId>) -> Answer<DeploymentView> {
-    app.keeper.tell(Event::Cancel(id)).await?;
-    app.deployment(id).map(Json)
-}
-
 impl App {
-    fn node(&self, name: &NodeName) -> Result<NodeView, Problem> {
+    pub(super) fn node(&self, name: &NodeName) -> Result<NodeView, Problem> {
         let policy = self.keeper.policy();
         let found = self.keeper.read(|state| state.snapshot().nodes.get(name).map(|n| view::node(state, policy, n)));
         found.ok_or_else(|| Problem::not_found("node", name.as_str()))
-    }
-
-    fn deployment(&self, id: DeploymentId) -> Result<DeploymentView, Problem> {
-        let found = self.keeper.read(|state| state.snapshot().deployments.get(&id).map(DeploymentView::from));
-        found.ok_or_else(|| Problem::not_found("deployment", id.to_string()))
     }
 }
 
@@ -231,31 +173,4 @@ fn edit(settings: NodeSettings) -> Result<NodeEdit, Problem> {
     }
     let NodeSettings { rack, macs, uuid, power, address, disk, post } = settings;
     Ok(NodeEdit { rack, macs, uuid, power, address, disk, post })
-}
-
-/// Refuses at once what the plan would refuse later: a machine whose platform starts it from images of its own.
-fn check_power(snapshot: &Snapshot, nodes: &[NodeName]) -> Result<(), Problem> {
-    let cannot =
-        |name: &&NodeName| snapshot.nodes.get(*name).is_some_and(|node| !switchboard::driver(&node.power).network_boot);
-    match nodes.iter().find(cannot) {
-        Some(name) => Err(Problem::conflict(format!("node `{name}`: {NO_NETWORK_BOOT}"))),
-        None => Ok(()),
-    }
-}
-
-/// The nodes that are named, and the approved ones of the racks that are named.
-fn chosen(snapshot: &Snapshot, new: &NewDeployment) -> Result<Vec<NodeName>, Problem> {
-    let mut nodes: BTreeSet<NodeName> = new.nodes.iter().cloned().collect();
-    for rack in &new.racks {
-        if !snapshot.racks.contains_key(rack) {
-            return Err(Problem::not_found("rack", rack.as_str()));
-        }
-        let inside = snapshot.nodes.values().filter(|n| n.rack.as_ref() == Some(rack) && n.approved);
-        let before = nodes.len();
-        nodes.extend(inside.map(|n| n.name.clone()));
-        if nodes.len() == before && new.nodes.is_empty() {
-            return Err(Problem::conflict(format!("rack `{rack}` has no approved nodes")));
-        }
-    }
-    Ok(nodes.into_iter().collect())
 }

@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use boot::director::Lease;
 use fleet::change::{Change, Note, Snapshot};
-use fleet::ids::NodeName;
+use fleet::ids::{DeploymentId, NodeName};
+use fleet::run::Run;
 use futures_util::future::{BoxFuture, ready};
 
 use super::{Revision, Store, TIMELINE_LINES};
@@ -69,6 +70,18 @@ impl Store for MemoryStore {
         }
         lines.drain(..lines.len().saturating_sub(TIMELINE_LINES));
         Box::pin(ready(Ok(lines)))
+    }
+
+    fn runs(&self, deployment: DeploymentId) -> BoxFuture<'_, Result<Vec<Run>, Error>> {
+        let mut runs = BTreeMap::new();
+        for (_, change) in &self.inner().log {
+            if let Change::PutRun(run) = change
+                && run.deployment == deployment
+            {
+                runs.insert(run.node.clone(), run.clone());
+            }
+        }
+        Box::pin(ready(Ok(runs.into_values().collect())))
     }
 
     fn save_leases<'a>(&'a self, leases: &'a [Lease]) -> BoxFuture<'a, Result<(), Error>> {

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use boot::director::Lease;
 use fleet::change::{Change, Note, Snapshot};
-use fleet::ids::NodeName;
+use fleet::ids::{DeploymentId, NodeName};
+use fleet::run::Run;
 use futures_util::future::BoxFuture;
 
 use crate::config::DatabaseConfig;
@@ -56,6 +57,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The newest [`TIMELINE_LINES`] lines of a node's timeline, oldest first.
     fn timeline<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<Vec<Note>, Error>>;
+
+    /// What each node did in a deployment, of those that have come to its end, by their names.
+    fn runs(&self, deployment: DeploymentId) -> BoxFuture<'_, Result<Vec<Run>, Error>>;
 
     /// Stores leases, each under its address, in one transaction.
     fn save_leases<'a>(&'a self, leases: &'a [Lease]) -> BoxFuture<'a, Result<(), Error>>;

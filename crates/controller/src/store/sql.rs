@@ -13,8 +13,9 @@ use boot::director::Lease;
 use data_encoding::HEXUPPER;
 use fleet::change::{Change, Note, Snapshot};
 use fleet::deployment::Deployment;
-use fleet::ids::{Millis, NodeName};
+use fleet::ids::{DeploymentId, Millis, NodeName};
 use fleet::node::{Node, Rack};
+use fleet::run::Run;
 use fleet::set::MachineSet;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -43,6 +44,8 @@ const PUT_SET: &str = "INSERT INTO sets (name, revision, body) VALUES ($1, $2, $
                        ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 const PUT_DEPLOYMENT: &str = "INSERT INTO deployments (id, revision, body) VALUES ($1, $2, $3) \
                               ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_RUN: &str = "INSERT INTO runs (deployment, node, revision, body) VALUES ($1, $2, $3, $4) \
+                       ON CONFLICT (deployment, node) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 
 /// The database engines and what differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,7 +222,14 @@ impl SqlStore {
             let present = self.revision(&mut tx).await?;
             return Err(Error::Conflict { base: base.0, present: present.0 });
         }
-        for (line, change) in changes.iter().filter(|c| c.is_stored()).enumerate() {
+        let last = last_of_each(changes);
+        let is_last = |change: &&Change| match change {
+            Change::PutDeployment(deployment) => {
+                last.get(&deployment.id).is_some_and(|one| std::ptr::eq(*one, *change))
+            }
+            _ => true,
+        };
+        for (line, change) in changes.iter().filter(|c| c.is_stored()).filter(is_last).enumerate() {
             self.put(&mut tx, next, line as i64, change).await.map_err(database(&self.place, DOING))?;
         }
         for node in self.overgrown(changes) {
@@ -262,6 +272,15 @@ impl SqlStore {
             }
             Change::PutDeployment(deployment) => {
                 keep(tx, PUT_DEPLOYMENT, signed(deployment.id.0), revision, json(deployment)?).await?;
+            }
+            Change::PutRun(run) => {
+                sqlx::query(PUT_RUN)
+                    .bind(signed(run.deployment.0))
+                    .bind(run.node.to_string())
+                    .bind(revision)
+                    .bind(json(run)?)
+                    .execute(&mut **tx)
+                    .await?;
             }
             Change::Note(note) => {
                 sqlx::query("INSERT INTO timeline (revision, line, node, body) VALUES ($1, $2, $3, $4)")
@@ -379,6 +398,15 @@ impl SqlStore {
         rows.iter().rev().map(|row| self.body(row)).collect()
     }
 
+    async fn runs_now(&self, deployment: DeploymentId) -> Result<Vec<Run>, Error> {
+        let rows = sqlx::query("SELECT body FROM runs WHERE deployment = $1 ORDER BY node")
+            .bind(signed(deployment.0))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(database(&self.place, "read what nodes did"))?;
+        rows.iter().map(|row| self.body(row)).collect()
+    }
+
     async fn save_leases_now(&self, leases: &[Lease]) -> Result<(), Error> {
         let broken = database(&self.place, "store leases");
         let mut tx = self.write("store leases").await?;
@@ -437,6 +465,10 @@ impl Store for SqlStore {
         Box::pin(bounded(&self.place, "read a timeline", LIMIT, self.timeline_now(node)))
     }
 
+    fn runs(&self, deployment: DeploymentId) -> BoxFuture<'_, Result<Vec<Run>, Error>> {
+        Box::pin(bounded(&self.place, "read what nodes did", LIMIT, self.runs_now(deployment)))
+    }
+
     fn save_leases<'a>(&'a self, leases: &'a [Lease]) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(bounded(&self.place, "store leases", LIMIT, self.save_leases_now(leases)))
     }
@@ -472,6 +504,15 @@ async fn refuse_newer(options: &AnyConnectOptions, engine: Engine, place: &str) 
         Some(found) if found > known => Err(Error::NewerDatabase { place: place.to_owned(), found, known }),
         _ => Ok(()),
     }
+}
+
+/// A deployment of 10,000 nodes is a megabyte; of a batch in which many of its nodes end only the last is written.
+fn last_of_each(changes: &[Change]) -> BTreeMap<DeploymentId, &Change> {
+    let deployments = changes.iter().filter_map(|change| match change {
+        Change::PutDeployment(deployment) => Some((deployment.id, change)),
+        _ => None,
+    });
+    deployments.collect()
 }
 
 /// A body under its key, in the table that the statement names.

@@ -97,7 +97,7 @@ impl Server {
 
     pub async fn deploy(&self, image: &str, nodes: &[&str]) -> DeploymentView {
         let nodes = nodes.iter().map(|name| name.parse().unwrap()).collect();
-        let deployment = NewDeployment { image: image.to_owned(), nodes, racks: Vec::new() };
+        let deployment = NewDeployment { image: image.to_owned(), nodes, ..NewDeployment::default() };
         self.operator().deploy(&deployment).await.unwrap()
     }
 

@@ -84,6 +84,6 @@ fn counted(
 /// When the server refuses.
 pub async fn deploy_to_rack(client: &Client, image: &str, rack: &str) -> Result<DeploymentView> {
     let racks = vec![rack.parse().context("the rack's name is wrong")?];
-    let wanted = NewDeployment { image: image.to_owned(), nodes: Vec::new(), racks };
+    let wanted = NewDeployment { image: image.to_owned(), racks, ..NewDeployment::default() };
     client.deploy(&wanted).await.context("the image cannot be deployed")
 }

@@ -1,0 +1,243 @@
+//! What machines show on their way: from the first address to the proof.
+
+use uuid::Uuid;
+
+use crate::change::{Change, Snapshot};
+use crate::deployment::Outcome;
+use crate::discovery::Inventory;
+use crate::ids::{Attempt, Digest, Mac, Millis, NodeName};
+use crate::intake::draft::Draft;
+use crate::intake::{BootWish, Refused, boot_wish};
+use crate::life::{self, Cause, Stage};
+use crate::node::{Deployed, Firmware, Live, Node, Rack, TokenHash};
+use crate::plan::Policy;
+
+pub(super) fn sighted(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    mac: Mac,
+    firmware: Option<Firmware>,
+    uuid: Option<Uuid>,
+) -> Result<Vec<Change>, Refused> {
+    let awaited = || firmware.and(uuid).and_then(|uuid| snapshot.awaited(uuid));
+    let Some(known) = snapshot.node_of(mac).or_else(awaited) else {
+        return Ok(stranger(snapshot, policy, now, mac, firmware, uuid));
+    };
+    let mut draft = Draft::new(snapshot, now, known.clone());
+    if draft.node.macs.is_empty() {
+        draft.node.macs.push(mac);
+        draft.note("recognised", &format!("recognised by its SMBIOS UUID; it boots through {mac}"));
+    }
+    draft.node.firmware = firmware.or(draft.node.firmware);
+    match firmware {
+        // The agent's and the deployed system's own requests say nothing about the boot.
+        None => {}
+        Some(_) if matches!(draft.node.stage, Stage::PoweringOn | Stage::Leasing) => {
+            let what = firmware.map_or("", Firmware::as_str);
+            draft.advance(
+                Cause::AddressAsked,
+                "address_asked",
+                &format!("its firmware ({what}) asks for an address through {mac}"),
+            );
+        }
+        Some(_) => {
+            draft.node.stage = life::step(draft.node.stage, Cause::AddressAsked).unwrap_or(draft.node.stage);
+        }
+    }
+    learn_uuid(&mut draft, uuid);
+    Ok(draft.finish())
+}
+
+/// A machine that nobody has named and that network-boots waits for approval.
+pub(super) fn stranger(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    mac: Mac,
+    firmware: Option<Firmware>,
+    uuid: Option<Uuid>,
+) -> Vec<Change> {
+    if firmware.is_none() {
+        return Vec::new();
+    }
+    let mut node = Node::new(NodeName::of_stranger(mac), vec![mac], false, now);
+    node.firmware = firmware;
+    node.uuid = uuid;
+    let mut draft = Draft::new(snapshot, now, node);
+    draft.note("sighted", &format!("a machine nobody has named network-boots through {mac}; approve or add it"));
+    let mut changes = approve_by_rule(&mut draft, policy);
+    changes.extend(draft.finish());
+    changes
+}
+
+/// Approves a machine that fits a rule, and makes the rule's rack where there is none.
+pub(super) fn approve_by_rule(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Change> {
+    let rules = &policy.discovery.approve;
+    let Some(rule) = rules.iter().find(|rule| !draft.node.approved && rule.fits(&draft.node)) else {
+        return Vec::new();
+    };
+    draft.node.approved = true;
+    draft.note("approved", &format!("approved by rule `{}`", rule.name));
+    let Some(rack) = rule.rack.clone().filter(|_| draft.node.rack.is_none()) else { return Vec::new() };
+    draft.node.rack = Some(rack.clone());
+    if draft.snapshot.racks.contains_key(&rack) {
+        return Vec::new();
+    }
+    vec![Change::PutRack(Rack { name: rack, post: Default::default() })]
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn inventoried(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    node: &NodeName,
+    attempt: Attempt,
+    uuid: Option<Uuid>,
+    inventory: &Inventory,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, node, attempt)?;
+    draft.node.inventory = Some(inventory.clone());
+    if draft.node.approved {
+        return Ok(draft.finish());
+    }
+    learn_uuid(&mut draft, uuid);
+    draft.note("inventoried", text);
+    // Its token was for this only.
+    draft.node.boot_token = None;
+    let mut changes = approve_by_rule(&mut draft, policy);
+    changes.extend(draft.finish());
+    Ok(changes)
+}
+
+pub(super) fn learn_uuid(draft: &mut Draft<'_>, uuid: Option<Uuid>) {
+    let Some(seen) = uuid else { return };
+    match draft.node.uuid {
+        None => draft.node.uuid = Some(seen),
+        Some(known) if known != seen => {
+            draft.node.unexpected_total = draft.node.unexpected_total.saturating_add(1);
+            draft.note(
+                "unexpected",
+                &format!("SMBIOS UUID {seen} was seen, {known} is expected: another machine, or a changed board"),
+            );
+        }
+        Some(_) => {}
+    }
+}
+
+pub(super) fn by_mac(
+    snapshot: &Snapshot,
+    now: Millis,
+    mac: Mac,
+    cause: Cause,
+    kind: &str,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let Some(node) = snapshot.node_of(mac) else { return Ok(Vec::new()) };
+    let mut draft = Draft::new(snapshot, now, node.clone());
+    draft.advance(cause, kind, text);
+    Ok(draft.finish())
+}
+
+pub(super) fn script_asked(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    mac: Mac,
+    uuid: Option<Uuid>,
+    token: &TokenHash,
+) -> Result<Vec<Change>, Refused> {
+    let Some(node) = snapshot.node_of(mac) else { return Ok(Vec::new()) };
+    let mut draft = Draft::new(snapshot, now, node.clone());
+    learn_uuid(&mut draft, uuid);
+    match boot_wish(snapshot, policy, mac) {
+        BootWish::Inventory { .. } => {
+            draft.node.inventory_tries += 1;
+            draft.node.boot_token = Some(token.clone());
+            draft.note("inventory_asked", "it boots into memory once, to tell what it is; nothing is written to it");
+        }
+        BootWish::Agent { attempt, .. } if attempt == node.attempt => {
+            draft.advance(Cause::ScriptSent, "script_sent", "its boot script leads to our kernel");
+            draft.node.boot_token = Some(token.clone());
+        }
+        BootWish::Agent { attempt, .. } if node.tries < policy.attempts => {
+            let reason = "the machine restarted by itself";
+            let text = format!("{reason}; attempt {} of {} begins", node.tries + 1, policy.attempts);
+            draft.keep_bytes();
+            draft.advance(Cause::Restarted, "restarted", &text);
+            draft.try_again(attempt, reason);
+            draft.node.boot_token = Some(token.clone());
+            draft.live = Live::default();
+        }
+        BootWish::Agent { .. } => {
+            draft.end_attempt(policy, "restarted", "the machine restarted by itself", true);
+        }
+        BootWish::LocalDisk { why } => {
+            draft.advance(Cause::BootedNetworkAgain, "sent_to_disk", &format!("asked for a boot script; {why}"));
+        }
+    }
+    Ok(draft.finish())
+}
+
+pub(super) fn registered(
+    snapshot: &Snapshot,
+    now: Millis,
+    node: &NodeName,
+    attempt: Attempt,
+    uuid: Option<Uuid>,
+    token: &TokenHash,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, node, attempt)?;
+    learn_uuid(&mut draft, uuid);
+    if draft.advance(Cause::AgentRegistered, "agent_registered", text) {
+        draft.node.pending_token = Some(token.clone());
+        draft.heard();
+    }
+    Ok(draft.finish())
+}
+
+pub(super) fn proved(
+    snapshot: &Snapshot,
+    now: Millis,
+    name: &NodeName,
+    attempt: Attempt,
+    digest: &Digest,
+    disk: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, name, attempt)?;
+    let Some(deployment) = snapshot.deployment_of(&draft.node) else {
+        return Err(Refused::Conflict(format!("nothing was deployed to `{name}`")));
+    };
+    if *digest != deployment.digest {
+        return Err(Refused::Conflict(format!("`{name}` reports image {digest}, {} was deployed", deployment.digest)));
+    }
+    if draft.node.target.as_deref() != Some(disk) {
+        let target = draft.node.target.as_deref().unwrap_or("no disk");
+        return Err(Refused::Conflict(format!("`{name}` runs from disk {disk}, {target} was written")));
+    }
+    draft.heard();
+    let again = draft.node.stage == Stage::Running;
+    let text = format!("the booted system runs image {digest} from disk {disk}, attempt {attempt}");
+    if draft.advance(Cause::Proved, "proved", &text) && !again {
+        draft.node.deployed = Some(Deployed {
+            deployment: deployment.id,
+            image: deployment.image.clone(),
+            digest: *digest,
+            disk: disk.to_owned(),
+            attempt,
+            proved_at: now,
+        });
+        if let Some(pending) = draft.node.pending_token.take() {
+            draft.node.node_token = Some(pending);
+        }
+        draft.node.reason = None;
+        draft.node.boot_token = None;
+        draft.keep_bytes();
+        let began = draft.node.run.as_ref().filter(|run| run.deployment == deployment.id).map(|run| run.started_at);
+        draft.settle(Outcome::Running { milliseconds: now.since(began.unwrap_or(deployment.created_at)) });
+    }
+    Ok(draft.finish())
+}
