@@ -70,6 +70,9 @@ pub enum Error {
     /// Pieces do not arrive.
     #[error("the image could not be fetched: {0}")]
     Fetch(String),
+    /// The disk does not get into the registry.
+    #[error("the disk could not be captured: {0}")]
+    Capture(String),
     /// A post action failed.
     #[error("post action {action}: {why}")]
     Post {
@@ -103,7 +106,7 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> bool {
         match self {
-            Self::Interlock(_) | Self::Image(image::Error::TooSmall { .. }) => false,
+            Self::Interlock(_) | Self::Capture(_) | Self::Image(image::Error::TooSmall { .. }) => false,
             Self::Post { retry, .. } => *retry,
             _ => true,
         }

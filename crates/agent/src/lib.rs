@@ -7,6 +7,7 @@
 //! system [`monitor`] proves what was booted and then beats.
 
 pub mod args;
+pub mod capture;
 pub mod command;
 pub mod console;
 mod contents;

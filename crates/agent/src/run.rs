@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::agent::{Assignment, Register, ReportKind, Token};
+use api::agent::{Assignment, CaptureOrder, Orders, Register, ReportKind, Token};
 use api::client::{Client, ClientError};
 use fleet::disk::{Disk, Size, choose};
 use fleet::ids::Mac;
 use image::{DiskSink, Manifest, PieceSink};
 use tokio::time::{self, Instant};
 
+use crate::capture::{self, Pace, Sent};
+use crate::command::Run;
 use crate::devices::Devices;
 use crate::fetch::{self, Swarm};
 use crate::inventory::View;
@@ -35,6 +37,8 @@ const SILENT_LIMIT: Duration = Duration::from_secs(30 * 60);
 const ASK_PAUSE: Duration = Duration::from_secs(15);
 /// How long the last words may take. The proof of the booted system says more.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5 * 60);
+/// `blockdev` only talks to the kernel.
+const PROTECT_LIMIT: Duration = Duration::from_secs(30);
 /// How long the report of a failure may take.
 const FAILURE_LIMIT: Duration = Duration::from_secs(60);
 /// Largest manifest, in bytes: over a million pieces.
@@ -95,47 +99,148 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
     // Show ourselves until somebody answers what to do.
     let client = Client::new(&options.server, options.token.clone()).map_err(|e| Error::Usage(e.to_string()))?;
     let machine = ground.machine().await?;
-    let assignment = register(&client, &options.server, &machine).await?;
-    tracing::info!("this is {}, attempt {}, to become {}", assignment.node, assignment.attempt, assignment.image);
+    let orders = register(&client, &options.server, &machine).await?;
+    let attempt = match &orders {
+        Orders::Install(order) => {
+            tracing::info!("this is {}, attempt {}, to become {}", order.node, order.attempt, order.image);
+            order.attempt
+        }
+        Orders::Capture(order) => {
+            tracing::info!(
+                "this is {}, attempt {}, to be captured as {}",
+                order.node,
+                order.attempt,
+                order.capture.image
+            );
+            order.attempt
+        }
+    };
     if matches!(options.place, Place::BootEnvironment) {
-        init::remember(&options.server, &options.token, assignment.attempt);
+        init::remember(&options.server, &options.token, attempt);
     }
     watchdog.feed();
 
     // From here on the attempt has a number, and every end is reported under it.
     let stop = Stop::default();
-    let (reporter, telling) = Reporter::start(client.clone(), assignment.attempt, stop.clone());
-    let life = Life { options: &options, ground: &ground, client, assignment, reporter, watchdog, stop };
-    let outcome = tokio::select! {
-        outcome = life.provision() => outcome,
-        reason = life.stop.wait() => Err(Error::AttemptOver(reason)),
+    let (reporter, telling) = Reporter::start(client.clone(), attempt, stop.clone());
+    let (options, ground) = (&options, &ground);
+    let outcome = match orders {
+        Orders::Install(order) => {
+            let life = Life { options, ground, client, assignment: *order, reporter, watchdog, stop };
+            life.live(life.provision()).await
+        }
+        Orders::Capture(order) => {
+            let life = Life { options, ground, client, assignment: order, reporter, watchdog, stop };
+            life.live(life.capture()).await
+        }
     };
-    // Whatever failed because everything was to stop, the reason is that of the stop.
-    let outcome = match life.stop.reason() {
-        Some(reason) => outcome.map_err(|_| Error::AttemptOver(reason)),
-        None => outcome,
-    };
-    // Work on blocking threads looks at the word; nothing may go on writing.
-    life.stop.set("the attempt has ended");
-    if let Err(error) = &outcome {
-        life.report_failure(error).await;
-    }
     telling.abort();
     outcome
 }
 
 /// One attempt, once its number is known.
-struct Life<'a> {
+struct Life<'a, Order> {
     options: &'a Options,
     ground: &'a Ground,
     client: Client,
-    assignment: Assignment,
+    assignment: Order,
     reporter: Reporter,
     watchdog: &'a Watchdog,
     stop: Stop,
 }
 
-impl Life<'_> {
+impl<Order> Life<'_, Order> {
+    /// Does the work to its end, or until the attempt is over.
+    async fn live(&self, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            reason = self.stop.wait() => Err(Error::AttemptOver(reason)),
+        };
+        // Whatever failed because everything was to stop, the reason is that of the stop.
+        let outcome = match self.stop.reason() {
+            Some(reason) => outcome.map_err(|_| Error::AttemptOver(reason)),
+            None => outcome,
+        };
+        // Work on blocking threads looks at the word; nothing may go on writing.
+        self.stop.set("the attempt has ended");
+        if let Err(error) = &outcome {
+            self.report_failure(error).await;
+        }
+        outcome
+    }
+
+    /// Tells what moves the node's life, until it is accepted.
+    async fn tell(&self, kind: ReportKind) -> Result<(), Error> {
+        match self.reporter.tell(kind).await {
+            Ok(()) => {
+                self.watchdog.feed();
+                Ok(())
+            }
+            Err(_) => Err(Error::AttemptOver(self.stop.reason().unwrap_or_default())),
+        }
+    }
+
+    /// The last words. The controller may be away by then.
+    async fn farewell(&self, kind: ReportKind) -> Result<(), Error> {
+        match time::timeout(FAREWELL_LIMIT, self.tell(kind)).await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tracing::warn!("the controller is away; the booted system will tell it");
+                Ok(())
+            }
+        }
+    }
+
+    async fn report_failure(&self, error: &Error) {
+        if error.is_to_be_reported() {
+            let told = self.reporter.tell(ReportKind::Failed { reason: error.to_string(), retry: error.retry() });
+            if !matches!(time::timeout(FAILURE_LIMIT, told).await, Ok(Ok(()))) {
+                tracing::warn!("the controller could not be told");
+            }
+        }
+    }
+}
+
+impl Life<'_, CaptureOrder> {
+    /// From the order to a disk that has been sent. It is only read.
+    async fn capture(&self) -> Result<(), Error> {
+        // The interlock's rule says which disk; any size will do.
+        let disks = self.ground.disks().await?;
+        let disk = choose(&disks, &self.assignment.disk, 0)?;
+        tracing::info!("the disk is {disk}");
+        if matches!(self.options.place, Place::BootEnvironment) {
+            protect(&disk.path, &self.stop).await?;
+        }
+        let path = PathBuf::from(&disk.path);
+        let source = Arc::new(blocking(move || image::capture::Disk::open(&path)).await??);
+        self.watchdog.feed();
+        let order = &self.assignment.capture;
+        let original = source.original(&disk.identity(), order.generalise);
+        tracing::info!("{}", original.sentence());
+        self.tell(ReportKind::CaptureStarted { text: format!("{disk}: {}", original.sentence()) }).await?;
+
+        let began = Instant::now();
+        let pace = Pace::default();
+        let told = |sent: Sent| {
+            self.watchdog.feed();
+            self.reporter.progress(pace.progress(sent, &original));
+        };
+        let sending = capture::send(&self.client, &order.image, source, &original, SILENT_LIMIT, &self.stop, &told);
+        let (sent, _) = sending.await?;
+        let text = format!(
+            "{} chunks are with the server after {} s, {} MiB travelled, {} chunks were there before; \
+             the image is made there now, and this machine starts its own disk",
+            sent.chunks,
+            began.elapsed().as_secs(),
+            sent.sent_bytes >> 20,
+            sent.kept_chunks
+        );
+        tracing::info!("{text}");
+        self.farewell(ReportKind::Captured { text }).await
+    }
+}
+
+impl Life<'_, Assignment> {
     /// From the assignment to a disk that boots as this node.
     async fn provision(&self) -> Result<(), Error> {
         let manifest = Arc::new(self.manifest().await?);
@@ -182,14 +287,7 @@ impl Life<'_> {
         }
         rustix::fs::sync();
         tracing::info!("done; the machine starts from its disk now");
-        let last = self.tell(ReportKind::PostActionsDone);
-        match time::timeout(FAREWELL_LIMIT, last).await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tracing::warn!("the controller is away; the booted system will tell it");
-                Ok(())
-            }
-        }
+        self.farewell(ReportKind::PostActionsDone).await
     }
 
     /// The image's manifest, which must be the assigned one.
@@ -271,26 +369,6 @@ impl Life<'_> {
         };
         blocking(move || post::run(&subject, &stop, &done)).await?
     }
-
-    /// Tells what moves the node's life, until it is accepted.
-    async fn tell(&self, kind: ReportKind) -> Result<(), Error> {
-        match self.reporter.tell(kind).await {
-            Ok(()) => {
-                self.watchdog.feed();
-                Ok(())
-            }
-            Err(_) => Err(Error::AttemptOver(self.stop.reason().unwrap_or_default())),
-        }
-    }
-
-    async fn report_failure(&self, error: &Error) {
-        if error.is_to_be_reported() {
-            let told = self.reporter.tell(ReportKind::Failed { reason: error.to_string(), retry: error.retry() });
-            if !matches!(time::timeout(FAILURE_LIMIT, told).await, Ok(Ok(()))) {
-                tracing::warn!("the controller could not be told");
-            }
-        }
-    }
 }
 
 /// What the agent stands on: devices and the network, or what stands for them.
@@ -363,6 +441,14 @@ impl Ground {
     }
 }
 
+/// Makes the kernel refuse every write to a disk until the machine starts again.
+async fn protect(path: &str, stop: &Stop) -> Result<(), Error> {
+    let run = Run::new("blockdev", PROTECT_LIMIT).args(["--setro", path]);
+    let stop = stop.clone();
+    blocking(move || run.text(&stop)).await??;
+    Ok(())
+}
+
 fn load_listed_modules() -> Modules {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -374,7 +460,7 @@ fn load_listed_modules() -> Modules {
 }
 
 /// Registers until answered.
-async fn register(client: &Client, url: &str, machine: &Register) -> Result<Assignment, Error> {
+async fn register(client: &Client, url: &str, machine: &Register) -> Result<Orders, Error> {
     answered(url, || client.register(machine)).await
 }
 

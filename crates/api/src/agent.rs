@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use fleet::capture::Order;
 use fleet::disk::{Disk, DiskRule};
 use fleet::ids::{Attempt, Digest, ImageName, NodeName};
 use fleet::node::{Beat, Progress};
@@ -77,6 +78,33 @@ pub struct Assignment {
     pub post: PostPlan,
 }
 
+/// What a registered agent is to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(untagged)]
+pub enum Orders {
+    /// Send what is used of a disk.
+    Capture(CaptureOrder),
+    /// Write an image to a disk.
+    Install(Box<Assignment>),
+}
+
+/// The disk is to be sent, and nothing written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CaptureOrder {
+    /// Who the agent is.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub node: NodeName,
+    /// The attempt that every report must name.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub attempt: Attempt,
+    /// What the disk becomes.
+    pub capture: Order,
+    /// Which disk is read.
+    pub disk: DiskRule,
+}
+
 /// Post actions for one node, everything resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -123,6 +151,16 @@ pub struct Report {
 pub enum ReportKind {
     /// The agent is at work and has nothing else to say.
     Alive,
+    /// The disk was chosen; it is being read.
+    CaptureStarted {
+        /// Which disk, and what of it is used.
+        text: String,
+    },
+    /// All that is used of the disk was sent; the machine reboots to it.
+    Captured {
+        /// Bytes moved and times, as a sentence.
+        text: String,
+    },
     /// The disk was chosen; fetching begins.
     FetchStarted {
         /// The disk's identity ([`Disk::identity`]).

@@ -1,5 +1,6 @@
 //! Client of the HTTP contract, for the CLI, the lab and the agent.
 
+mod capture;
 mod deployments;
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::Problem;
-use crate::agent::{Assignment, Heartbeat, Proof, Register, Report, Token};
+use crate::agent::{Heartbeat, Orders, Proof, Register, Report, Token};
 use crate::operator::{
     DeploymentView, ImageView, NewDeployment, NewNode, NewSet, NodeSettings, NodeView, PowerRequest, PowerResult,
     RackSettings, RackView, SetView, Status, StreamEvent, SyncOptions, SyncReport, TimelineLine,
@@ -333,7 +334,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; a refusal means that the attempt is over.
-    pub async fn register(&self, register: &Register) -> Result<Assignment, ClientError> {
+    pub async fn register(&self, register: &Register) -> Result<Orders, ClientError> {
         self.send(Method::POST, "/api/v1/agent/register", register).await
     }
 

@@ -7,6 +7,7 @@
 //! deployed systems the one that post actions wrote.
 
 pub mod agent;
+pub mod capture;
 pub mod client;
 pub mod deployment;
 pub mod operator;

@@ -12,9 +12,9 @@ use crate::{Error, elf, error::file};
 
 /// Programs that busybox does not have or does worse, by package. Their libraries follow by themselves.
 const PROGRAMS: &[(&str, &[&str])] = &[
-    ("e2fsprogs", &["sbin/resize2fs", "sbin/e2fsck"]),
+    ("e2fsprogs", &["sbin/resize2fs", "sbin/e2fsck", "sbin/dumpe2fs"]),
     ("util-linux", &["sbin/blkid"]),
-    ("xfsprogs", &["usr/sbin/xfs_growfs"]),
+    ("xfsprogs", &["usr/sbin/xfs_growfs", "usr/sbin/xfs_db", "usr/sbin/xfs_logprint"]),
 ];
 
 /// Where a package may keep its shared libraries.

@@ -1,12 +1,14 @@
 //! `rackswarm image`: disk images.
 
 pub(crate) mod build;
+pub(crate) mod capture;
 mod import;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use api::client::ClientError;
 use api::operator::ImageView;
 use clap::{Args, Subcommand};
 use fleet::ids::ImageName;
@@ -22,7 +24,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  rackswarm image import disk.qcow2 --name debian\n  rackswarm image import disk.img --name app --format raw"
     )]
     Import(ImportArguments),
-    /// All images
+    /// Make an image of a golden machine's disk: used blocks only, generalised
+    Capture(capture::Arguments),
+    /// All images, and captures under way
     #[command(visible_alias = "ls")]
     List {
         /// Print the API's JSON
@@ -37,7 +41,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove an image that nothing deploys
+    /// Remove an image that nothing deploys, or what has arrived of a capture
     #[command(visible_alias = "rm")]
     Remove {
         /// The image
@@ -70,17 +74,26 @@ fn format(text: &str) -> Result<String, String> {
 pub(crate) async fn run(connection: &Connection, command: Command) -> Result<ExitCode> {
     match command {
         Command::Import(arguments) => import::run(connection, &arguments).await,
+        Command::Capture(arguments) => capture::run(connection, &arguments).await,
         Command::List { json } => {
-            let images = connection.client()?.images().await.map_err(explain)?;
-            show(json, &images, |images| list(images))
+            let client = connection.client()?;
+            let images = client.images().await.map_err(explain)?;
+            let captures = client.captures().await.map_err(explain)?;
+            show(json, &images, |images| list(images) + &capture::under_way(&captures))
         }
         Command::Show { name, json } => {
             let image = connection.client()?.image(name.as_str()).await.map_err(explain)?;
             show(json, &image, describe)
         }
         Command::Remove { name } => {
-            connection.client()?.remove_image(name.as_str()).await.map_err(explain)?;
-            say(format_args!("{name} is removed"))?;
+            let client = connection.client()?;
+            match client.remove_image(name.as_str()).await {
+                Err(ClientError::Refused { status: 404, .. }) if capture::discard(&client, &name).await? => {}
+                removed => {
+                    removed.map_err(explain)?;
+                    say(format_args!("{name} is removed"))?;
+                }
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Build(arguments) => build::run(&arguments),

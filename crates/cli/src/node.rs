@@ -264,6 +264,7 @@ fn note(node: &NodeView) -> String {
             }
             None => format!("waits for approval: rackswarm node approve {}", node.name),
         },
+        (Stage::Capturing, Some(progress), _) => crate::image::capture::sending(progress),
         (Stage::Fetching, Some(progress), _) => format!(
             "{} % at {} from {} peers",
             percent(progress.done_bytes, progress.total_bytes),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 
-use api::agent::{Assignment, Heartbeat, Proof, Register, Report, ReportKind, Token};
+use api::agent::{Assignment, Heartbeat, Orders, Proof, Register, Report, ReportKind, Token};
 use api::client::Client;
 use common::{PATIENCE, Server, until};
 use fleet::disk::Disk;
@@ -72,8 +72,10 @@ impl Machine<'_> {
             disks: vec![self.disk()],
             agent_version: "test".into(),
         };
-        let assignment = on(agent.register(&register)).unwrap();
-        (agent, assignment)
+        match on(agent.register(&register)).unwrap() {
+            Orders::Install(assignment) => (agent, *assignment),
+            Orders::Capture(order) => panic!("{order:?}"),
+        }
     }
 
     fn say(&self, agent: &Client, assignment: &Assignment, what: ReportKind) {

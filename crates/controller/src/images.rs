@@ -22,6 +22,8 @@ use transport::bittorrent::{Listener, Seeder};
 use transport::tracker::{TrackerDoors, TrackerServer, TrackerService};
 use wire::metainfo::InfoHash;
 
+use crate::captures::Captures;
+
 /// Imports at the same time; each hashes with all cores.
 const IMPORTS: usize = 2;
 /// An upload that sends nothing for this long is given up.
@@ -45,6 +47,15 @@ pub enum ImageError {
     /// An image without a digest cannot be proved after it was booted.
     #[error("image `{0}` has no digest; import it again")]
     NoDigest(String),
+    /// No capture of this name.
+    #[error("there is no capture `{0}` under way; `rackswarm image list` shows images and captures")]
+    NoCapture(String),
+    /// Another sender has begun this capture anew.
+    #[error("the capture `{0}` was begun anew by another sender; stop")]
+    CaptureTaken(String),
+    /// The capture is complete and being published.
+    #[error("all of `{0}` has arrived and becomes an image now; wait for it, then remove it or choose another name")]
+    CaptureEnds(String),
     /// A defect of this program.
     #[error("the work on an image ended unexpectedly; please report this")]
     Defect,
@@ -53,6 +64,7 @@ pub enum ImageError {
 /// The registry, what is served of it, and who is in its swarms.
 pub struct Images {
     registry: Registry,
+    captures: Captures,
     seeder: Seeder,
     tracker: TrackerServer,
     served: RwLock<BTreeMap<ImageName, Served>>,
@@ -84,10 +96,12 @@ impl Images {
         advertise: SocketAddrV4,
         stop: CancellationToken,
     ) -> Result<(Self, Vec<ImageInfo>), ImageError> {
-        let (registry, entries) = blocking(move || {
+        let ending = stop.clone();
+        let (registry, captures, entries) = blocking(move || {
             let registry = Registry::open(folder)?;
+            let captures = Captures::open(registry.clone(), ending)?;
             let entries = registry.list()?;
-            Ok((registry, entries))
+            Ok((registry, captures, entries))
         })
         .await?;
         let port = listener.address().port();
@@ -98,6 +112,7 @@ impl Images {
         let tracker = Tracker::new(TrackerPolicy::default(), rand::random());
         let images = Self {
             registry,
+            captures,
             seeder: Seeder::new(listener),
             tracker: TrackerServer::bind(doors, Arc::new(Mutex::new(tracker))).await?,
             served: RwLock::default(),
@@ -199,7 +214,17 @@ impl Images {
         self.tracker.service()
     }
 
-    async fn serve(&self, image: Image) -> Result<ImageInfo, ImageError> {
+    /// Disks on their way into the registry.
+    #[must_use]
+    pub fn captures(&self) -> &Captures {
+        &self.captures
+    }
+
+    /// Serves an image of the registry.
+    ///
+    /// # Errors
+    /// When its files cannot be read, or the seeder fails.
+    pub async fn serve(&self, image: Image) -> Result<ImageInfo, ImageError> {
         let announce = vec![self.announce_url.clone()];
         let (image, source, torrent, info) = blocking(move || {
             let source = FileSource::open(&image.disk_path(), Arc::clone(&image.manifest))?;
@@ -245,7 +270,7 @@ fn info(image: &Image) -> Option<ImageInfo> {
     })
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, image::Error> + Send + 'static,
 ) -> Result<T, ImageError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Defect)?.map_err(ImageError::Registry)

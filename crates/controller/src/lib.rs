@@ -6,6 +6,7 @@
 //! change ([`store`]) and wakes [`reconcile`], which acts on what the state
 //! demands.
 
+pub mod captures;
 pub mod clock;
 pub mod config;
 pub mod director;

@@ -137,6 +137,7 @@ impl Bound {
             stop: ending.clone(),
             config: self.config,
         });
+        http::capture::resume(&app);
         let mut tasks = JoinSet::new();
         tasks.spawn(ends(http::serve(listener, app.router(), ending.clone())));
         tasks.spawn(ends(reconcile::run(keeper, switchboard, ending.clone())));

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Size;
+use crate::ids::ImageName;
 
 /// Content travels, is hashed and is kept in chunks of so many bytes; the disk's last one may be shorter.
 pub const CHUNK_BYTES: u64 = 4 << 20;
@@ -12,6 +13,17 @@ pub const MAX_DISK_BYTES: u64 = 16 << 40;
 
 /// Most runs of chunks that a description may have: a disk that is used so raggedly is sent with the holes between.
 pub const MAX_RUNS: usize = 16_384;
+
+/// What an operator wants of a node's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Order {
+    /// The image that it becomes.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub image: ImageName,
+    /// Whether what belongs to this one machine is taken out of the image.
+    pub generalise: bool,
+}
 
 /// Neighbouring chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use crate::capture::Order;
 use crate::deployment::ImageInfo;
 use crate::discovery::Inventory;
 use crate::disk::DiskRule;
@@ -223,6 +224,31 @@ pub enum Event {
         /// What it told.
         inventory: Box<Inventory>,
         /// The same in a sentence.
+        text: String,
+    },
+    /// An operator has a node's disk captured.
+    Capture {
+        /// The node.
+        node: NodeName,
+        /// What it becomes, and how.
+        order: Order,
+    },
+    /// The disk was chosen and is being read.
+    CaptureStarted {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Which disk, and what of it is used, as a sentence.
+        text: String,
+    },
+    /// All that is used of the disk has been sent.
+    Captured {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Bytes moved and times, as a sentence.
         text: String,
     },
     /// The disk was chosen and fetching began.

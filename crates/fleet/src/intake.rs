@@ -1,6 +1,7 @@
 //! Takes events in: what each one changes, or why it is refused.
 
 mod boot;
+mod capture;
 mod draft;
 mod nodes;
 mod rollouts;
@@ -94,7 +95,7 @@ pub fn boot_wish(snapshot: &Snapshot, policy: &Policy, mac: Mac) -> BootWish {
             BootWish::Agent { node: name.clone(), attempt: node.attempt }
         }
         // A machine that asks again while its agent should be at work has restarted.
-        Stage::AgentUp | Stage::Fetching | Stage::PostActions => {
+        Stage::AgentUp | Stage::Capturing | Stage::Fetching | Stage::PostActions => {
             BootWish::Agent { node: name.clone(), attempt: node.attempt.next() }
         }
         Stage::Enrolled if is_to_tell(policy, node) => BootWish::Inventory { node: name.clone() },
@@ -187,6 +188,9 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         Event::Inventoried { node, attempt, uuid, inventory, text } => {
             inventoried(snapshot, policy, now, node, *attempt, *uuid, inventory, text)
         }
+        Event::Capture { node, order } => capture::capture(snapshot, now, node, order),
+        Event::CaptureStarted { node, attempt, text } => capture::started(snapshot, now, node, *attempt, text),
+        Event::Captured { node, attempt, text } => capture::done(snapshot, now, node, *attempt, text),
         Event::FetchStarted { node, attempt, disk, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             draft.advance(Cause::FetchStarted, "fetch_started", text);

@@ -24,6 +24,8 @@ pub enum Stage {
     LoadingKernel,
     /// The agent has registered.
     AgentUp,
+    /// Its disk is read and sent; nothing is written.
+    Capturing,
     /// Pieces arrive and are written.
     Fetching,
     /// The image is verified on the disk; post actions run.
@@ -38,13 +40,14 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 11] = [
+    pub const ALL: [Stage; 12] = [
         Stage::Enrolled,
         Stage::PoweringOn,
         Stage::Leasing,
         Stage::LoadingBootloader,
         Stage::LoadingKernel,
         Stage::AgentUp,
+        Stage::Capturing,
         Stage::Fetching,
         Stage::PostActions,
         Stage::Rebooting,
@@ -62,6 +65,7 @@ impl Stage {
             Self::LoadingBootloader => "loading_bootloader",
             Self::LoadingKernel => "loading_kernel",
             Self::AgentUp => "agent_up",
+            Self::Capturing => "capturing",
             Self::Fetching => "fetching",
             Self::PostActions => "post_actions",
             Self::Rebooting => "rebooting",
@@ -79,7 +83,8 @@ impl Stage {
             Self::Leasing => "its firmware to ask for an address by DHCP",
             Self::LoadingBootloader => "its firmware to fetch the loader and ask for its boot script",
             Self::LoadingKernel => "the kernel to start and the agent to register",
-            Self::AgentUp => "the agent to choose the disk and start fetching",
+            Self::AgentUp => "the agent to choose the disk and begin",
+            Self::Capturing => "the rest of its disk to be sent",
             Self::Fetching => "the rest of the image",
             Self::PostActions => "post actions to finish",
             Self::Rebooting => "the deployed system to boot from its disk and report",
@@ -97,7 +102,7 @@ impl Stage {
     /// True while the agent in memory is expected to report every few seconds.
     #[must_use]
     pub fn has_agent(self) -> bool {
-        matches!(self, Self::AgentUp | Self::Fetching | Self::PostActions)
+        matches!(self, Self::AgentUp | Self::Capturing | Self::Fetching | Self::PostActions)
     }
 }
 
@@ -125,6 +130,10 @@ pub enum Cause {
     KernelSent,
     /// The agent registered with this attempt's token.
     AgentRegistered,
+    /// The disk was chosen and is being read.
+    CaptureStarted,
+    /// All that is used of the disk has been sent.
+    Captured,
     /// The disk was chosen and fetching began.
     FetchStarted,
     /// Every byte of the image is verified on the disk.
@@ -157,12 +166,12 @@ pub struct Row {
 }
 
 use Stage::{
-    AgentUp, Enrolled, Failed, Fetching, Leasing, LoadingBootloader, LoadingKernel, PostActions, PoweringOn, Rebooting,
-    Running,
+    AgentUp, Capturing, Enrolled, Failed, Fetching, Leasing, LoadingBootloader, LoadingKernel, PostActions, PoweringOn,
+    Rebooting, Running,
 };
 
 const UNDER_WAY: &[Stage] =
-    &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Fetching, PostActions, Rebooting];
+    &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Capturing, Fetching, PostActions, Rebooting];
 const BOOTING: &[Stage] = &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel];
 
 /// Every transition there is. A pair that stands in no row is unexpected.
@@ -178,22 +187,48 @@ pub const LIFE: &[Row] = &[
     Row { from: &[PoweringOn, Leasing], cause: Cause::AddressAsked, to: Some(LoadingBootloader) },
     // Loader, agent and the deployed system ask again, each for itself.
     Row {
-        from: &[Enrolled, LoadingBootloader, LoadingKernel, AgentUp, Fetching, PostActions, Rebooting, Running, Failed],
+        from: &[
+            Enrolled,
+            LoadingBootloader,
+            LoadingKernel,
+            AgentUp,
+            Capturing,
+            Fetching,
+            PostActions,
+            Rebooting,
+            Running,
+            Failed,
+        ],
         cause: Cause::AddressAsked,
         to: None,
     },
     Row { from: &[PoweringOn, Leasing], cause: Cause::BootloaderSent, to: Some(LoadingBootloader) },
     Row {
-        from: &[Enrolled, LoadingBootloader, LoadingKernel, AgentUp, Fetching, PostActions, Rebooting, Running, Failed],
+        from: &[
+            Enrolled,
+            LoadingBootloader,
+            LoadingKernel,
+            AgentUp,
+            Capturing,
+            Fetching,
+            PostActions,
+            Rebooting,
+            Running,
+            Failed,
+        ],
         cause: Cause::BootloaderSent,
         to: None,
     },
     Row { from: BOOTING, cause: Cause::ScriptSent, to: Some(LoadingKernel) },
-    Row { from: &[AgentUp, Fetching, PostActions], cause: Cause::Restarted, to: Some(LoadingKernel) },
+    Row { from: &[AgentUp, Capturing, Fetching, PostActions], cause: Cause::Restarted, to: Some(LoadingKernel) },
     Row { from: &[LoadingKernel], cause: Cause::KernelSent, to: None },
     Row { from: BOOTING, cause: Cause::AgentRegistered, to: Some(AgentUp) },
     // An agent that lost its answer registers again.
-    Row { from: &[AgentUp, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },
+    Row { from: &[AgentUp, Capturing, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },
+    // A capture leaves the disk as it was, so the node is where it was before: nothing is assigned to it.
+    Row { from: &[AgentUp], cause: Cause::CaptureStarted, to: Some(Capturing) },
+    Row { from: &[Capturing], cause: Cause::CaptureStarted, to: None },
+    Row { from: &[Capturing], cause: Cause::Captured, to: Some(Enrolled) },
     Row { from: &[AgentUp], cause: Cause::FetchStarted, to: Some(Fetching) },
     Row { from: &[Fetching], cause: Cause::FetchStarted, to: None },
     Row { from: &[AgentUp, Fetching], cause: Cause::ImageVerified, to: Some(PostActions) },
@@ -213,6 +248,7 @@ pub const LIFE: &[Row] = &[
             LoadingBootloader,
             LoadingKernel,
             AgentUp,
+            Capturing,
             Fetching,
             PostActions,
             Rebooting,
@@ -286,11 +322,22 @@ mod tests {
     }
 
     #[test]
+    fn a_capture_ends_where_it_began_and_never_writes() {
+        let sent = step(step(AgentUp, Cause::CaptureStarted).unwrap(), Cause::Captured).unwrap();
+        assert_eq!(sent, Enrolled);
+        for cause in [Cause::FetchStarted, Cause::ImageVerified, Cause::PostActionsDone, Cause::Proved] {
+            assert!(step(Capturing, cause).is_err(), "{cause:?}");
+        }
+    }
+
+    #[test]
     fn nothing_leads_to_running_but_the_proof() {
         for row in LIFE.iter().filter(|r| r.to == Some(Running)) {
             assert_eq!(row.cause, Cause::Proved);
         }
-        for stage in [Enrolled, PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Fetching, Failed] {
+        let others =
+            [Enrolled, PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Capturing, Fetching, Failed];
+        for stage in others {
             assert!(step(stage, Cause::Proved).is_err(), "{stage}");
         }
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::capture::Order;
 use crate::discovery::Inventory;
 use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName};
@@ -131,6 +132,9 @@ pub struct Node {
     /// What it has done in the present or last deployment.
     #[serde(default)]
     pub run: Option<Run>,
+    /// The capture that is under way, or was when it failed.
+    #[serde(default)]
+    pub capture: Option<Order>,
     /// Hash of the token that this attempt's kernel line carries.
     pub boot_token: Option<TokenHash>,
     /// Hash of the token for the system being written; becomes
@@ -175,6 +179,7 @@ impl Node {
             not_before: None,
             deployment: None,
             run: None,
+            capture: None,
             boot_token: None,
             pending_token: None,
             node_token: None,
@@ -183,6 +188,14 @@ impl Node {
             deployed: None,
             unexpected_total: 0,
         }
+    }
+}
+
+impl Node {
+    /// What the node's agent is to do with its disk, where that is a capture.
+    #[must_use]
+    pub fn captured(&self) -> Option<&Order> {
+        self.capture.as_ref().filter(|_| self.stage.is_under_way() && self.deployment.is_none())
     }
 }
 

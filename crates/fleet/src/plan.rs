@@ -181,11 +181,14 @@ rebooting_seconds = 900
             Stage::LoadingBootloader => in_stage(self.loading_bootloader_seconds),
             Stage::LoadingKernel => in_stage(self.loading_kernel_seconds),
             Stage::AgentUp => silence,
-            Stage::Fetching => {
+            Stage::Capturing | Stage::Fetching => {
                 let advanced = live.and_then(|l| l.advanced).unwrap_or(node.stage_since.max(started_at));
                 let stall = (
                     after(self.stall_seconds, advanced),
-                    format!("no further piece was verified for {} s", self.stall_seconds),
+                    match node.stage {
+                        Stage::Capturing => format!("nothing more of its disk was sent for {} s", self.stall_seconds),
+                        _ => format!("no further piece was verified for {} s", self.stall_seconds),
+                    },
                 );
                 if stall.0 < silence.0 { stall } else { silence }
             }

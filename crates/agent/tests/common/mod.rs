@@ -135,6 +135,8 @@ fn problem(status: StatusCode, error: &str) -> Response {
 fn kind(report: &ReportKind) -> &'static str {
     match report {
         ReportKind::Alive => "alive",
+        ReportKind::CaptureStarted { .. } => "capture_started",
+        ReportKind::Captured { .. } => "captured",
         ReportKind::FetchStarted { .. } => "fetch_started",
         ReportKind::Progress(_) => "progress",
         ReportKind::ImageVerified { .. } => "image_verified",

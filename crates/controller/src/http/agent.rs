@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use api::agent::{Assignment, Heartbeat, PostPlan, Proof, Register, Report, ReportKind};
+use api::agent::{Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -38,12 +38,12 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 
 /// An agent is up and asks what to do. Sent again until answered; the last answer counts.
 #[utoipa::path(post, path = "/api/v1/agent/register", tag = "agent", request_body = Register,
-    responses((status = 200, body = Assignment), (status = "default", body = api::Problem)))]
+    responses((status = 200, body = Orders), (status = "default", body = api::Problem)))]
 async fn register(
     State(app): State<App>,
     agent: Agent,
     JsonBody(register): JsonBody<Register>,
-) -> Result<Json<Assignment>, Problem> {
+) -> Result<Json<Orders>, Problem> {
     let waits = app.keeper.read(|state| expect(state, &agent, &register))?;
     let inventoried = Event::Inventoried {
         node: agent.node.clone(),
@@ -70,8 +70,8 @@ async fn register(
     };
     app.keeper.tell(event).await?;
     tracing::info!(node = %agent.node, attempt = %agent.attempt, stage = Stage::AgentUp.as_str(), "agent registered");
-    let assignment = app.keeper.read(|state| assignment(&app, state, &agent, node_token))?;
-    Ok(Json(assignment))
+    let orders = app.keeper.read(|state| orders(&app, state, &agent, node_token))?;
+    Ok(Json(orders))
 }
 
 /// Something happened on the node. A refusal (409) means that the attempt is over: the agent stops and reboots.
@@ -166,6 +166,19 @@ fn inventory(app: &App, register: &Register) -> Inventory {
     }
 }
 
+fn orders(app: &App, state: &FleetState, agent: &Agent, node_token: api::agent::Token) -> Result<Orders, Problem> {
+    let node = state.snapshot().nodes.get(&agent.node).filter(|node| node.attempt == agent.attempt);
+    match node.and_then(|node| node.captured().map(|capture| (node, capture))) {
+        Some((node, capture)) => Ok(Orders::Capture(CaptureOrder {
+            node: node.name.clone(),
+            attempt: node.attempt,
+            capture: capture.clone(),
+            disk: node.disk.clone(),
+        })),
+        None => Ok(Orders::Install(Box::new(assignment(app, state, agent, node_token)?))),
+    }
+}
+
 fn assignment(
     app: &App,
     state: &FleetState,
@@ -239,6 +252,8 @@ fn post_plan(app: &App, node: &Node, post: &PostSettings, node_token: api::agent
 fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) -> Event {
     match what {
         ReportKind::Alive => Event::Progressed { node, attempt, progress: known },
+        ReportKind::CaptureStarted { text } => Event::CaptureStarted { node, attempt, text: short(text) },
+        ReportKind::Captured { text } => Event::Captured { node, attempt, text: short(text) },
         ReportKind::FetchStarted { disk, text } => {
             Event::FetchStarted { node, attempt, disk: short(disk), text: short(text) }
         }

@@ -5,7 +5,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
-use fleet::ids::{Attempt, NodeName};
+use fleet::ids::{Attempt, ImageName, NodeName};
 use fleet::node::TokenHash;
 
 use super::App;
@@ -92,5 +92,48 @@ impl FromRequestParts<App> for Reader {
             return Ok(Self);
         }
         Agent::from_request_parts(parts, app).await.map(|_| Self)
+    }
+}
+
+/// Who sends a disk: an operator, or the agent of a node that is captured.
+pub(super) enum Sender {
+    /// May send any.
+    Operator,
+    /// May send its own.
+    Agent(NodeName),
+}
+
+impl Sender {
+    /// The node whose agent it is.
+    pub(super) fn node(&self) -> Option<NodeName> {
+        match self {
+            Self::Operator => None,
+            Self::Agent(node) => Some(node.clone()),
+        }
+    }
+
+    /// Whether this image may come from here.
+    pub(super) fn may(&self, app: &App, image: &ImageName) -> Result<(), Problem> {
+        let Self::Agent(node) = self else { return Ok(()) };
+        let is_wanted = app.keeper.read(|state| {
+            let node = state.snapshot().nodes.get(node);
+            node.and_then(|node| node.captured()).is_some_and(|capture| capture.image == *image)
+        });
+        if is_wanted {
+            Ok(())
+        } else {
+            Err(Problem::conflict(format!("node `{node}` is not being captured as `{image}`; stop and reboot")))
+        }
+    }
+}
+
+impl FromRequestParts<App> for Sender {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        if token::same(&bearer(&parts.headers)?, &app.operator) {
+            return Ok(Self::Operator);
+        }
+        Agent::from_request_parts(parts, app).await.map(|agent| Self::Agent(agent.node))
     }
 }

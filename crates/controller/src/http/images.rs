@@ -46,14 +46,18 @@ impl From<ImageError> for Problem {
         use image::Error as E;
         let status = match &error {
             ImageError::Registry(E::NoSpace { .. }) => StatusCode::INSUFFICIENT_STORAGE,
-            ImageError::Registry(E::NameTaken(_)) => StatusCode::CONFLICT,
-            ImageError::Registry(E::NotFound(_)) => StatusCode::NOT_FOUND,
+            ImageError::Registry(E::NameTaken(_) | E::CaptureIncomplete { .. })
+            | ImageError::CaptureTaken(_)
+            | ImageError::CaptureEnds(_) => StatusCode::CONFLICT,
+            ImageError::Registry(E::NotFound(_)) | ImageError::NoCapture(_) => StatusCode::NOT_FOUND,
             ImageError::Registry(
                 E::Refused { .. }
                 | E::BadSize { .. }
                 | E::TooLarge { .. }
                 | E::StreamLength { .. }
                 | E::BadPieceSize(_)
+                | E::BadChunk { .. }
+                | E::BadOriginal(_)
                 | E::QemuImg { .. }
                 | E::Io { source: _, action: "read", .. },
             ) => StatusCode::BAD_REQUEST,

@@ -3,6 +3,7 @@
 mod agent;
 mod auth;
 mod boot;
+pub(crate) mod capture;
 mod deployments;
 mod events;
 mod files;
@@ -126,11 +127,12 @@ fn operator_routes() -> OpenApiRouter<App> {
         .merge(power::routes())
         .merge(events::routes())
         .merge(images::routes())
+        .merge(capture::routes())
         .merge(metrics::routes())
 }
 
 fn agent_routes() -> OpenApiRouter<App> {
-    agent::routes().merge(images::shared_routes())
+    agent::routes().merge(images::shared_routes()).merge(capture::shared_routes())
 }
 
 /// The OpenAPI document of the whole API, generated from the handlers.

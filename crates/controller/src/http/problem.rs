@@ -35,6 +35,11 @@ impl Problem {
         Self { status, error: error.into() }
     }
 
+    /// What a person reads.
+    pub(super) fn sentence(&self) -> &str {
+        &self.error
+    }
+
     /// 400: what was sent is not a valid request.
     pub(super) fn invalid(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::agent::{Assignment, DeployedConfig, Proof, Register, Report, ReportKind, Token};
+use api::agent::{Assignment, DeployedConfig, Orders, Proof, Register, Report, ReportKind, Token};
 use api::client::{Client, ClientError};
 use api::operator::{DeploymentView, ImageView, NewDeployment, NewNode, NodeSettings, NodeView};
 use bytes::Bytes;
@@ -169,7 +169,10 @@ impl Agent {
     }
 
     pub async fn register(&self) -> Assignment {
-        self.client.register(&self.introduction()).await.unwrap()
+        match self.client.register(&self.introduction()).await.unwrap() {
+            Orders::Install(assignment) => *assignment,
+            Orders::Capture(order) => panic!("{order:?}"),
+        }
     }
 
     pub async fn say(&self, assignment: &Assignment, what: ReportKind) -> Result<(), ClientError> {

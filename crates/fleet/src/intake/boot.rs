@@ -207,6 +207,12 @@ pub(super) fn proved(
     digest: &Digest,
     disk: &str,
 ) -> Result<Vec<Change>, Refused> {
+    if still_runs(snapshot, name, attempt, digest, disk) {
+        let mut draft = Draft::any_attempt(snapshot, now, name)?;
+        draft.heard();
+        draft.note("proved", &format!("the system that was deployed before still runs: image {digest}, disk {disk}"));
+        return Ok(draft.finish());
+    }
     let mut draft = Draft::of(snapshot, now, name, attempt)?;
     let Some(deployment) = snapshot.deployment_of(&draft.node) else {
         return Err(Refused::Conflict(format!("nothing was deployed to `{name}`")));
@@ -240,4 +246,11 @@ pub(super) fn proved(
         draft.settle(Outcome::Running { milliseconds: now.since(began.unwrap_or(deployment.created_at)) });
     }
     Ok(draft.finish())
+}
+
+/// Whether this is the proof of what was deployed before a capture, which left the disk as it was.
+fn still_runs(snapshot: &Snapshot, name: &NodeName, attempt: Attempt, digest: &Digest, disk: &str) -> bool {
+    let idle = snapshot.nodes.get(name).filter(|node| !node.stage.is_under_way() && node.deployment.is_none());
+    let deployed = idle.and_then(|node| node.deployed.as_ref());
+    deployed.is_some_and(|known| known.attempt == attempt && known.digest == *digest && known.disk == disk)
 }

@@ -1,0 +1,260 @@
+//! A node whose disk is captured: asked for, begun, done.
+
+use crate::capture::Order;
+use crate::change::{Change, Snapshot};
+use crate::ids::{Attempt, Millis, NodeName};
+use crate::intake::draft::Draft;
+use crate::intake::{Refused, check_free, find};
+use crate::life::Cause;
+use crate::node::Live;
+
+pub(super) fn capture(
+    snapshot: &Snapshot,
+    now: Millis,
+    name: &NodeName,
+    order: &Order,
+) -> Result<Vec<Change>, Refused> {
+    check_free(snapshot, name)?;
+    let image = &order.image;
+    if snapshot.images.contains_key(image) {
+        return Err(Refused::Conflict(format!(
+            "there is an image `{image}` already; choose another name, or `rackswarm image remove {image}` first"
+        )));
+    }
+    if let Some(other) = snapshot.nodes.values().find(|node| node.captured().is_some_and(|o| o.image == *image)) {
+        return Err(Refused::Conflict(format!("node `{}` is being captured as `{image}` already", other.name)));
+    }
+    let node = find(snapshot, name)?;
+    let mut draft = Draft::new(snapshot, now, node.clone());
+    draft.node.attempt = node.attempt.next();
+    draft.node.tries = 1;
+    draft.node.capture = Some(order.clone());
+    draft.node.deployment = None;
+    draft.node.run = None;
+    draft.node.reason = None;
+    draft.node.not_before = None;
+    draft.node.boot_token = None;
+    draft.node.pending_token = None;
+    draft.node.target = None;
+    draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
+    let how = if order.generalise { "generalised" } else { "as it is" };
+    let text = format!("its disk is to be captured as image {image}, {how}; nothing is written to it");
+    draft.advance(Cause::Assigned, "capture_assigned", &text);
+    Ok(draft.finish())
+}
+
+pub(super) fn started(
+    snapshot: &Snapshot,
+    now: Millis,
+    name: &NodeName,
+    attempt: Attempt,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, name, attempt)?;
+    if draft.node.captured().is_none() {
+        return Err(Refused::Conflict(format!("node `{name}` is not being captured; stop and reboot")));
+    }
+    draft.advance(Cause::CaptureStarted, "capture_started", text);
+    draft.heard();
+    Ok(draft.finish())
+}
+
+pub(super) fn done(
+    snapshot: &Snapshot,
+    now: Millis,
+    name: &NodeName,
+    attempt: Attempt,
+    text: &str,
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, name, attempt)?;
+    if draft.advance(Cause::Captured, "captured", text) {
+        draft.node.capture = None;
+        draft.node.reason = None;
+        draft.node.boot_token = None;
+        draft.node.pending_token = None;
+        draft.live.progress = None;
+        draft.live.heard = None;
+    }
+    Ok(draft.finish())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::deployment::ImageInfo;
+    use crate::event::{Event, NodeEdit};
+    use crate::ids::{Digest, Mac};
+    use crate::intake::{BootWish, boot_wish, intake};
+    use crate::life::Stage;
+    use crate::node::{Firmware, Node, TokenHash};
+    use crate::plan::Policy;
+
+    const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    const DIGEST: Digest = Digest([7; 32]);
+
+    #[derive(Default)]
+    struct World {
+        snapshot: Snapshot,
+        policy: Policy,
+    }
+
+    impl World {
+        fn with_node() -> Self {
+            let mut world = Self::default();
+            let image = ImageInfo {
+                name: "debian".parse().unwrap(),
+                digest: DIGEST,
+                size_bytes: 1 << 30,
+                used_bytes: 1 << 28,
+                piece_size: 1 << 20,
+                infohash: "00".repeat(20),
+                sealed_at: Millis(0),
+            };
+            world.take(Event::ImageSealed(image)).unwrap();
+            let edit = NodeEdit { macs: Some(vec![MAC]), ..NodeEdit::default() };
+            world.take(Event::AddNode { node: name(), edit }).unwrap();
+            world
+        }
+
+        fn take(&mut self, event: Event) -> Result<(), Refused> {
+            for change in intake(&self.snapshot, &self.policy, Millis(1_000_000), &event)? {
+                self.snapshot.apply(&change);
+            }
+            Ok(())
+        }
+
+        fn node(&self) -> &Node {
+            &self.snapshot.nodes[&name()]
+        }
+
+        fn capture(&mut self, image: &str) -> Result<(), Refused> {
+            let order = Order { image: image.parse().unwrap(), generalise: true };
+            self.take(Event::Capture { node: name(), order })
+        }
+
+        fn deploy(&mut self) -> Result<(), Refused> {
+            let image = "debian".parse().unwrap();
+            self.take(Event::Deploy { image, nodes: vec![name()], rollout: Default::default() })?;
+            for id in self.snapshot.deployments.keys().copied().collect::<Vec<_>>() {
+                self.take(Event::Proceed(id))?;
+            }
+            Ok(())
+        }
+
+        /// From the assignment to the agent's registration.
+        fn boot(&mut self) {
+            let (node, attempt) = (name(), self.node().attempt);
+            let token = || TokenHash("t".to_owned());
+            for event in [
+                Event::PoweredOn { node: node.clone(), attempt, text: "on".into() },
+                Event::Sighted { mac: MAC, firmware: Some(Firmware::Bios), uuid: None },
+                Event::ScriptAsked { mac: MAC, uuid: None, token: token() },
+                Event::Registered { node, attempt, uuid: None, token: token(), text: "up".into() },
+            ] {
+                self.take(event).unwrap();
+            }
+            assert_eq!(self.node().stage, Stage::AgentUp);
+        }
+
+        fn run_debian(&mut self) {
+            self.deploy().unwrap();
+            self.boot();
+            let (node, attempt) = (name(), self.node().attempt);
+            for event in [
+                Event::FetchStarted { node: node.clone(), attempt, disk: "serial:1".into(), text: "x".into() },
+                Event::ImageVerified { node: node.clone(), attempt, text: "x".into() },
+                Event::PostActionsDone { node: node.clone(), attempt, text: "x".into() },
+            ] {
+                self.take(event).unwrap();
+            }
+            self.prove(attempt, DIGEST).unwrap();
+        }
+
+        fn prove(&mut self, attempt: Attempt, digest: Digest) -> Result<(), Refused> {
+            self.take(Event::Proved { node: name(), attempt, digest, disk: "serial:1".into() })
+        }
+
+        fn say(&mut self, captured: bool) -> Result<(), Refused> {
+            let (node, attempt, text) = (name(), self.node().attempt, "x".to_owned());
+            self.take(match captured {
+                false => Event::CaptureStarted { node, attempt, text },
+                true => Event::Captured { node, attempt, text },
+            })
+        }
+    }
+
+    fn name() -> NodeName {
+        "n1".parse().unwrap()
+    }
+
+    #[test]
+    fn a_capture_leaves_the_node_and_what_runs_on_it_as_they_were() {
+        let mut world = World::with_node();
+        world.run_debian();
+        let before = world.node().clone();
+        assert_eq!(before.stage, Stage::Running);
+        world.capture("web").unwrap();
+        assert_eq!(world.node().captured().unwrap().image.as_str(), "web");
+        world.boot();
+        world.say(false).unwrap();
+        assert_eq!(world.node().stage, Stage::Capturing);
+        assert!(
+            matches!(boot_wish(&world.snapshot, &world.policy, MAC), BootWish::Agent { attempt, .. } if attempt == world.node().attempt.next())
+        );
+        world.say(true).unwrap();
+        let after = world.node().clone();
+        assert_eq!((after.stage, &after.capture, &after.boot_token), (Stage::Enrolled, &None, &None));
+        assert_eq!(
+            (&after.deployed, &after.node_token, after.written_before),
+            (&before.deployed, &before.node_token, true)
+        );
+        assert!(matches!(boot_wish(&world.snapshot, &world.policy, MAC), BootWish::LocalDisk { .. }));
+        // Its system boots again and proves what it was.
+        world.prove(before.attempt, DIGEST).unwrap();
+        assert_eq!(world.node().stage, Stage::Enrolled);
+        assert!(world.prove(before.attempt, Digest([8; 32])).is_err());
+        world.deploy().unwrap();
+        assert_eq!(world.node().stage, Stage::PoweringOn);
+        assert!(world.prove(before.attempt, DIGEST).is_err(), "another deployment is under way");
+    }
+
+    #[test]
+    fn what_cannot_be_captured_is_refused_and_an_old_order_is_never_carried_out() {
+        let mut world = World::with_node();
+        assert!(matches!(world.capture("debian"), Err(Refused::Conflict(_))), "the image is there");
+        world.capture("web").unwrap();
+        assert!(matches!(world.capture("other"), Err(Refused::Conflict(_))), "it is under way");
+        assert!(world.deploy().is_err(), "it is being captured");
+        let edit = NodeEdit { macs: Some(vec![Mac([2; 6])]), ..NodeEdit::default() };
+        world.take(Event::AddNode { node: "n2".parse().unwrap(), edit }).unwrap();
+        let order = Order { image: "web".parse().unwrap(), generalise: false };
+        let second = world.take(Event::Capture { node: "n2".parse().unwrap(), order });
+        assert!(matches!(second, Err(Refused::Conflict(_))), "the name is taken");
+        world.take(Event::Release { node: name() }).unwrap();
+        assert!(world.node().captured().is_none());
+        world.deploy().unwrap();
+        world.boot();
+        assert!(world.node().stage.is_under_way() && world.node().captured().is_none());
+        assert!(matches!(world.say(false), Err(Refused::Conflict(_))));
+        assert_eq!(world.node().stage, Stage::AgentUp);
+    }
+
+    #[test]
+    fn a_capture_that_fails_is_tried_again_and_touches_no_deployment() {
+        let mut world = World::with_node();
+        world.run_debian();
+        let deployments = world.snapshot.deployments.clone();
+        world.capture("web").unwrap();
+        for tries in 1..=world.policy.attempts {
+            assert_eq!((world.node().tries, world.node().stage), (tries, Stage::PoweringOn));
+            world.boot();
+            world.say(false).unwrap();
+            let (node, attempt) = (name(), world.node().attempt);
+            world.take(Event::StageFailed { node, attempt, reason: "the network broke".into(), retry: true }).unwrap();
+        }
+        assert_eq!(world.node().stage, Stage::Failed);
+        assert_eq!(world.snapshot.deployments, deployments);
+        assert!(world.node().deployed.is_some());
+    }
+}
