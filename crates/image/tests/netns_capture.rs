@@ -137,6 +137,51 @@ fn xfs_is_captured_by_its_used_blocks_and_generalised() {
 }
 
 #[test]
+fn a_disk_that_was_switched_off_hard_is_put_right_in_the_copy() {
+    own_mounts();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("golden.raw");
+    File::create(&path).unwrap().set_len(130 * MIB).unwrap();
+    run("sgdisk", &["-n", "1:2048:264191", path.to_str().unwrap()]);
+    let device = Loop::attach(&path, START, 128 * MIB);
+    run("mkfs.ext4", &["-q", device.0.to_str().unwrap()]);
+    let (point, dirty) = (folder.path().join("point"), folder.path().join("dirty.raw"));
+    device.mounted("ext4", "", &point, || {
+        fs::create_dir_all(point.join("etc/ssh")).unwrap();
+        fs::write(point.join("etc/ssh/ssh_host_rsa_key"), "PRIVATE-KEY-OF-THE-GOLDEN-MACHINE\n").unwrap();
+        fs::write(point.join("etc/data"), noise(3 << 20, 1)).unwrap();
+        fs::write(point.join("etc/deleted"), SECRET.repeat(100_000)).unwrap();
+        rustix::fs::sync();
+        fs::remove_file(point.join("etc/deleted")).unwrap();
+        fs::write(point.join("etc/late"), noise(3 << 20, 2)).unwrap();
+        // What is on the disk at this moment is what a machine without power has.
+        rustix::fs::sync();
+        run("cp", &["--sparse=always", path.to_str().unwrap(), dirty.to_str().unwrap()]);
+    });
+    let disk = Disk::open(&dirty).unwrap();
+    let part = &disk.survey().parts[0];
+    assert!(part.whole_because.is_some() && part.used_bytes == 128 * MIB, "its journal is pending: {part}");
+    let registry = Registry::open(folder.path().join("images")).unwrap();
+    let capture = registry.begin_capture(&"golden".parse().unwrap(), &disk.original("dirty", true)).unwrap();
+    send(&disk, &capture).unwrap();
+    capture.receive().unwrap();
+    let image = capture.finish(&mut |_| ControlFlow::Continue(())).unwrap();
+    let target = format!("{}?offset={START}", image.disk_path().display());
+    run("e2fsck", &["-fn", &target]);
+    for (file, seed) in [("data", 1), ("late", 2)] {
+        let copy = folder.path().join(file);
+        run("debugfs", &["-R", &format!("dump /etc/{file} {}", copy.display()), &target]);
+        assert!(fs::read(copy).unwrap() == noise(3 << 20, seed), "{file}");
+    }
+    let content = fs::read(image.disk_path()).unwrap();
+    for text in [SECRET, b"PRIVATE-KEY-OF-THE-GOLDEN-MACHINE"] {
+        assert!(!content.windows(text.len()).any(|window| window == text));
+    }
+    let files: Vec<_> = fs::read_dir(image.disk_path().parent().unwrap()).unwrap().collect();
+    assert_eq!(files.len(), 3);
+}
+
+#[test]
 fn a_disk_that_is_mounted_is_refused_and_one_that_is_not_is_never_written() {
     own_mounts();
     let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use super::survey::{Kind, survey};
 use super::tool::Tool;
 use crate::{Error, sparse};
 
+/// A file system is copied in steps of this.
+const STEP_BYTES: u64 = 1 << 20;
 /// Checking the file system of a large disk takes minutes.
 const CHECK_LIMIT: Duration = Duration::from_secs(3600);
 /// One run of debugfs.
@@ -97,7 +100,12 @@ pub fn generalise(path: &Path) -> Result<Generalised, Error> {
     let (mut system, mut refused) = (false, None);
     for part in &before.parts {
         let outcome = match part.kind {
-            Kind::Ext => edit(&Debugfs::open(path, part.range.clone())?, &mut done),
+            Kind::Ext => {
+                if part.whole_because.is_some() {
+                    put_right(&file, path, part.range.clone())?;
+                }
+                edit(&Debugfs::open(path, part.range.clone())?, &mut done)
+            }
             Kind::Xfs => match Mounted::open(path, part.range.clone(), "xfs", "nouuid") {
                 Ok(mounted) => edit(&mounted, &mut done),
                 Err(why) => {
@@ -120,6 +128,50 @@ pub fn generalise(path: &Path) -> Result<Generalised, Error> {
     }
     done.freed_bytes = before.used.bytes().saturating_sub(after.used.bytes());
     Ok(done)
+}
+
+/// Plays back the journal of a file system that was not shut down cleanly. e2fsck opens it a second time in the middle and
+/// forgets the offset then, so it gets the partition as a file of its own; what it changed is brought back, the superblock
+/// last, so that all of it happens once more if this is interrupted.
+fn put_right(file: &File, path: &Path, range: Range<u64>) -> Result<(), Error> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let size_bytes = range.end - range.start;
+    let full = |error: Error| error.or_no_space(folder, size_bytes);
+    let copy = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder)).map_err(full)?;
+    let name = copy.path();
+    copy.as_file().set_len(size_bytes).map_err(Error::io("set the size of", name))?;
+    let steps: Vec<Range<u64>> = (0..size_bytes.div_ceil(STEP_BYTES))
+        .map(|step| step * STEP_BYTES..size_bytes.min((step + 1) * STEP_BYTES))
+        .collect();
+    let read = |from: &File, what: &Path, at: u64, length: u64| {
+        let mut bytes = vec![0; length as usize];
+        from.read_exact_at(&mut bytes, at).map_err(Error::device("read", what, at)).map(|()| bytes)
+    };
+    for step in &steps {
+        let (at, length) = (range.start + step.start, step.end - step.start);
+        if !sparse::in_hole(file, at, length) {
+            let bytes = read(file, path, at, length)?;
+            sparse::write_into_hole(copy.as_file(), step.start, &bytes)
+                .map_err(Error::device("write", name, step.start))
+                .map_err(full)?;
+        }
+    }
+    check(&name.display().to_string())?;
+    for step in steps.iter().rev() {
+        let (at, length) = (range.start + step.start, step.end - step.start);
+        if sparse::in_hole(copy.as_file(), step.start, length) && sparse::in_hole(file, at, length) {
+            continue;
+        }
+        let bytes = read(copy.as_file(), name, step.start, length)?;
+        if bytes != read(file, path, at, length)? {
+            file.write_all_at(&bytes, at).map_err(Error::device("write", path, at)).map_err(full)?;
+        }
+        if step.start == STEP_BYTES {
+            // All but the superblock.
+            file.sync_data().map_err(Error::io("write", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Applies the rules to one file system; whether it holds the system.
@@ -296,27 +348,11 @@ struct Debugfs {
 }
 
 impl Debugfs {
-    /// Plays the journal back where it is pending, and checks.
+    /// Checks it first: an edit of a damaged file system would damage it more.
     fn open(path: &Path, range: Range<u64>) -> Result<Self, Error> {
         let tree = Self { target: format!("{}?offset={}", path.display(), range.start) };
-        tree.check()?;
+        check(&tree.target)?;
         Ok(tree)
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        // 1: put right; 2: put right, and a mounted one would have to be mounted anew (e2fsck(8)).
-        let tool = Tool { program: "e2fsck", package: "e2fsprogs", limit: CHECK_LIMIT, fine: &[0, 1, 2] };
-        let mut said = String::new();
-        let outcome = tool.run(["-f", "-p", &self.target], &mut |line| {
-            if said.len() < 2000 {
-                said.push_str(line);
-                said.push(' ');
-            }
-        });
-        match outcome {
-            Err(Error::Tool { message, .. }) => Err(tool.failed(&format!("{said}{message}"))),
-            outcome => outcome.map(drop),
-        }
     }
 
     fn run(&self, write: bool, commands: &[String], each: &mut dyn FnMut(&str)) -> Result<String, Error> {
@@ -363,7 +399,24 @@ impl Tree for Debugfs {
         if !complaint.is_empty() {
             return Err(Error::Tool { program: "debugfs", message: complaint });
         }
-        self.check()
+        check(&self.target)
+    }
+}
+
+/// Checks an ext4 file system and puts right what is safe to.
+fn check(target: &str) -> Result<(), Error> {
+    // 1: put right; 2: put right, and a mounted one would have to be mounted anew (e2fsck(8)).
+    let tool = Tool { program: "e2fsck", package: "e2fsprogs", limit: CHECK_LIMIT, fine: &[0, 1, 2] };
+    let mut said = String::new();
+    let outcome = tool.run(["-f", "-p", target], &mut |line| {
+        if said.len() < 2000 {
+            said.push_str(line);
+            said.push(' ');
+        }
+    });
+    match outcome {
+        Err(Error::Tool { message, .. }) => Err(tool.failed(&format!("{said}{message}"))),
+        outcome => outcome.map(drop),
     }
 }
 
