@@ -1,6 +1,8 @@
 //! `rackswarm deploy`: an image onto nodes.
 
 mod options;
+mod preview;
+mod report;
 mod show;
 
 use std::process::ExitCode;
@@ -22,11 +24,13 @@ Examples:
   rackswarm deploy debian --nodes n1,n2
   rackswarm deploy debian --rack r1,r2,r3 --canary 3 --at-once-per-rack 10 --failure-budget 5%
                                                   three nodes first; the rest when these are proved
+  rackswarm deploy debian --rack r1 --dry-run     the waves, how long it takes, what is lost on each disk
   rackswarm deploy debian --rack r1 --window 22:00-06:00
   rackswarm deploy status                         all deployments
   rackswarm deploy status d-3 --watch             follow one
   rackswarm deploy pause d-3                      nothing new starts; then resume, retry or cancel
   rackswarm deploy retry d-3                      the failed nodes once more
+  rackswarm deploy report d-3                     times, bytes, failures, stragglers
 
 A node counts as running only when its booted system has proved which image it runs and from
 which disk.
@@ -55,6 +59,11 @@ pub(crate) struct Arguments {
     racks: Vec<RackName>,
     #[command(flatten)]
     rollout: RolloutOptions,
+    /// Say what would happen, how long it takes and what would be lost on each disk; change nothing
+    #[arg(long, conflicts_with = "watch")]
+    dry_run: bool,
+    #[command(flatten)]
+    links: preview::Links,
     /// Follow it until every node has an outcome
     #[arg(long, short)]
     watch: bool,
@@ -108,6 +117,17 @@ enum Command {
         #[arg(long, value_delimiter = ',', value_name = "NODE")]
         nodes: Vec<NodeName>,
     },
+    /// What a deployment came to: times by stage, bytes, failures with their reasons, stragglers
+    Report {
+        /// The deployment, such as d-3
+        id: DeploymentId,
+        /// Also each node with the time of each of its stages
+        #[arg(long, conflicts_with = "json")]
+        nodes: bool,
+        /// Print the API's JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// End a deployment; nodes that are proved stay as they are
     Cancel {
         /// The deployment, such as d-3
@@ -117,12 +137,16 @@ enum Command {
 
 pub(crate) async fn run(connection: &Connection, arguments: Arguments) -> Result<ExitCode> {
     let client = connection.client()?;
-    let Arguments { command, image, nodes, racks, rollout, watch, json } = arguments;
+    let Arguments { command, image, nodes, racks, rollout, dry_run, links, watch, json } = arguments;
     let command = match (command, image) {
         (Some(command), _) => command,
         (None, None) => bail!("name an image: `rackswarm deploy --help`"),
         (None, Some(image)) => {
             let wanted = NewDeployment { image: image.to_string(), nodes, racks, rollout: rollout.into_rollout() };
+            if dry_run {
+                let seen = client.preview(&wanted).await.map_err(explain)?;
+                return preview::show(json, &seen, &links);
+            }
             let deployment = client.deploy(&wanted).await.map_err(explain)?;
             if watch {
                 return watch::run(&client, deployment.id).await;
@@ -159,6 +183,10 @@ pub(crate) async fn run(connection: &Connection, arguments: Arguments) -> Result
             let deployment = client.retry(id, &RetryRequest { nodes }).await.map_err(explain)?;
             say(show::goes_on(&deployment))?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Report { id, nodes, json } => {
+            let report = client.report_of(id).await.map_err(explain)?;
+            show(json, &report, |found| report::text(found, nodes))
         }
         Command::Cancel { id } => {
             let deployment = client.cancel(id).await.map_err(explain)?;

@@ -11,6 +11,7 @@ use common::{Server, config, content, eventually, fake, mac, proof, status};
 use fleet::deployment::{DeploymentState, Outcome};
 use fleet::ids::{DeploymentId, Millis};
 use fleet::life::Stage;
+use fleet::preview::DiskPreview;
 use fleet::rollout::{Canary, Order, Rollout, Window};
 
 /// Racks r1 and r2 with three machines each, n1 to n6 by turns, and an image.
@@ -118,6 +119,26 @@ async fn a_canary_a_budget_a_restart_and_a_retry_end_with_every_node_proved() {
     let view = until(&server, id, "its end", |view| view.state == DeploymentState::Done).await;
     assert!(view.outcomes.values().all(|outcome| matches!(outcome, Outcome::Running { .. })), "{:?}", view.outcomes);
     assert_eq!(status(operator.retry(id, &RetryRequest::default()).await), 409);
+
+    let report = operator.report_of(id).await.unwrap();
+    assert_eq!((report.nodes.len(), report.retries, report.racks.len()), (6, 1, 2));
+    assert!(
+        report.failures.is_empty() && report.stages.iter().any(|time| time.stage == Stage::Rebooting),
+        "{report:?}"
+    );
+    let retried = report.nodes.iter().find(|node| node.run.node.as_str() == "n2").unwrap();
+    let reasons: Vec<bool> = retried.run.tries.iter().map(|one| one.reason.is_some()).collect();
+    assert_eq!(reasons, [true, false]);
+
+    // What would happen now is known from what was measured and told, and changes nothing.
+    let racks = vec!["r1".parse().unwrap(), "r2".parse().unwrap()];
+    let wanted = NewDeployment { image: "debian".into(), racks, ..NewDeployment::default() };
+    let seen = operator.preview(&wanted).await.unwrap();
+    assert!(seen.nodes.values().all(|node| node.refused.is_none() && node.runs.is_some()), "{seen:?}");
+    let DiskPreview::Written { contents, .. } = &seen.nodes[&"n1".parse().unwrap()].disk else { panic!("{seen:?}") };
+    assert_eq!(contents, &["an old file system"]);
+    assert!(!seen.measured.is_empty());
+    assert_eq!((operator.deployments().await.unwrap().len(), server.node("n1").await.stage), (1, Stage::Running));
     server.stop().await;
 }
 

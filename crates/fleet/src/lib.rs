@@ -17,6 +17,8 @@ pub mod life;
 pub mod node;
 pub mod plan;
 pub mod post;
+pub mod preview;
+pub mod report;
 pub mod rollout;
 pub mod run;
 pub mod set;

@@ -389,6 +389,16 @@ fn a_mass_power_on_is_spread_and_so_is_what_failed_together() {
 }
 
 #[test]
+fn machines_that_an_operator_switches_on_are_spread_alike() {
+    let policy = Policy { starts_per_second: 3, starts_per_second_per_rack: 2, ..Policy::default() };
+    let racks = [rack_name(0), rack_name(1)];
+    let of = |racks: &[Option<&RackName>]| spread(&policy, racks.iter().copied());
+    let (a, b) = (Some(&racks[0]), Some(&racks[1]));
+    assert_eq!(of(&[a, a, a, b, b, a]), [0, 0, 1, 0, 1, 1]);
+    assert_eq!(of(&[None; 7]), [0, 0, 0, 1, 1, 1, 2]);
+}
+
+#[test]
 fn nothing_starts_outside_of_a_window_and_after_the_last_one_it_is_paused() {
     let mut world = World::new(4, 1);
     let (from, until) = (START.plus(3_600_000), START.plus(7_200_000));
@@ -591,4 +601,52 @@ proptest! {
         // A node that was released after its proof runs no more, and its outcome stays.
         prop_assert!(running <= proved);
     }
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_lost_and_changes_nothing() {
+    use crate::discovery::Inventory;
+    use crate::disk::Disk;
+    use crate::preview::{DiskPreview, preview};
+    let mut world = World::new(4, 2);
+    let disk = |serial: &str| Disk {
+        path: format!("/dev/{serial}"),
+        size_bytes: 4 << 30,
+        serial: Some(serial.into()),
+        contents: vec!["ext4 `data`".into()],
+        ..Disk::default()
+    };
+    for (index, disks) in [(0, vec![disk("a")]), (1, vec![disk("b"), disk("c")])] {
+        let mut node = world.node(index).clone();
+        node.inventory = Some(Inventory {
+            at: START,
+            product: "Box".into(),
+            processors: 4,
+            memory_bytes: 1 << 30,
+            macs: Vec::new(),
+            disks,
+        });
+        world.snapshot.apply(&Change::PutNode(Box::new(node)));
+    }
+    let mut cloud = world.node(3).clone();
+    cloud.power = "cloud:x".into();
+    world.snapshot.apply(&Change::PutNode(Box::new(cloud)));
+    let before = world.snapshot.clone();
+    let drivers = |power: &str| Driver { limit_seconds: 10, network_boot: power != "cloud:x", by_hand: false };
+    let nodes: Vec<NodeName> = world.snapshot.nodes.keys().cloned().collect();
+    let rollout = Rollout { canary: Some(Canary::Count(1)), ..Rollout::default() };
+    let image = "golden".parse().unwrap();
+    let seen = preview(&world.snapshot, &world.policy, &drivers, world.now, &image, &nodes, &rollout).unwrap();
+    assert_eq!(world.snapshot, before);
+    let of = |index: usize| &seen.nodes[&node_name(index)];
+    assert!(
+        matches!(&of(0).disk, DiskPreview::Written { disk, contents, .. } if disk.contains("serial a") && contents.len() == 1)
+    );
+    assert!(matches!(&of(1).disk, DiskPreview::Refused { reason } if reason.contains("2 disks match")));
+    assert!(matches!(&of(2).disk, DiskPreview::Unknown { rule } if rule == "the only disk"));
+    assert!(of(3).refused.as_ref().unwrap().contains("network") && of(0).refused.is_none());
+    assert_eq!(seen.waves.iter().map(|wave| wave.kind).collect::<Vec<_>>(), [WaveKind::Canary, WaveKind::Racks]);
+    // The real one makes the same waves.
+    world.deploy(rollout);
+    assert_eq!(world.deployment().waves, seen.waves);
 }

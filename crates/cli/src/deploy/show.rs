@@ -30,15 +30,23 @@ pub(super) fn paused(deployment: &DeploymentView, rack: Option<&RackName>) -> St
     };
     let Counts { under_way, waiting, .. } = counts.unwrap_or_default();
     format!(
-        "{what} is paused; {} to its end, {waiting} {} not started",
-        if under_way == 1 { "1 node goes on".to_owned() } else { format!("{under_way} nodes go on") },
+        "{what} is paused; {}, {waiting} {} not started",
+        match under_way {
+            0 => "nothing is under way".to_owned(),
+            1 => "1 node goes on to its end".to_owned(),
+            more => format!("{more} nodes go on to their end"),
+        },
         if waiting == 1 { "has" } else { "have" }
     )
 }
 
 pub(super) fn goes_on(deployment: &DeploymentView) -> String {
     let counts = all(deployment);
-    let still = waits(deployment).map(|why| format!("; {why}")).unwrap_or_default();
+    let still = match (&deployment.waits_for, deployment.goes_on_at) {
+        (Some(why), Some(at)) => format!("; waits for {why} (until {})", moment(at)),
+        (Some(why), None) => format!("; waits for {why}"),
+        (None, _) => String::new(),
+    };
     format!(
         "{} goes on: {} to start, {} under way{still}",
         deployment.id,

@@ -1,15 +1,19 @@
 //! Deployments, for operators.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::operator::{DeploymentView, NewDeployment, PauseRequest, ResumeRequest, RetryRequest};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use fleet::change::{Change, Snapshot};
+use fleet::deployment::{Deployment, Outcome};
 use fleet::event::Event;
-use fleet::ids::{DeploymentId, ImageName, NodeName};
+use fleet::ids::{DeploymentId, ImageName, Millis, NodeName};
 use fleet::plan::NO_NETWORK_BOOT;
+use fleet::preview::{Preview, preview};
+use fleet::report::{Report, report, stage_times};
+use fleet::run::{Passed, Run};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -23,11 +27,13 @@ type Answer<T> = Result<Json<T>, Problem>;
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list_deployments, deploy))
+        .routes(routes!(preview_deployment))
         .routes(routes!(show_deployment))
         .routes(routes!(cancel_deployment))
         .routes(routes!(pause_deployment))
         .routes(routes!(resume_deployment))
         .routes(routes!(retry_deployment))
+        .routes(routes!(report_deployment))
 }
 
 /// All deployments, oldest first.
@@ -61,6 +67,58 @@ async fn deploy(
     });
     let id = made.ok_or_else(|| Problem::conflict("nothing was deployed"))?;
     Ok((StatusCode::CREATED, Json(app.deployment(id)?)))
+}
+
+/// What a deployment would do: its waves, and what would be lost on each disk. Nothing is changed.
+#[utoipa::path(post, path = "/api/v1/deployments/preview", tag = "deployments", request_body = NewDeployment,
+    responses((status = 200, body = Preview), (status = "default", body = api::Problem)))]
+async fn preview_deployment(State(app): State<App>, JsonBody(new): JsonBody<NewDeployment>) -> Answer<Preview> {
+    let image: ImageName = new.image.parse()?;
+    let (policy, now) = (app.keeper.policy(), app.keeper.now());
+    let (mut seen, last) = app.keeper.read(|state| {
+        let snapshot = state.snapshot();
+        let nodes = chosen(snapshot, &new)?;
+        let seen = preview(snapshot, policy, &switchboard::driver, now, &image, &nodes, &new.rollout)?;
+        let proved = |d: &&Deployment| d.outcomes.values().any(|o| matches!(o, Outcome::Running { .. }));
+        Ok::<_, Problem>((seen, snapshot.deployments.values().rev().find(proved).map(|d| d.id)))
+    })?;
+    if let Some(last) = last {
+        seen.measured = stage_times(&app.keeper.runs(last).await?);
+    }
+    Ok(Json(seen))
+}
+
+/// What a deployment came to so far: times by stage and node, bytes, failures, stragglers.
+#[utoipa::path(get, path = "/api/v1/deployments/{id}/report", tag = "deployments",
+    params(("id" = String, Path, description = "the deployment's number, such as d-12")),
+    responses((status = 200, body = Report), (status = "default", body = api::Problem)))]
+async fn report_deployment(State(app): State<App>, PathPart(id): PathPart<DeploymentId>) -> Answer<Report> {
+    let ended = app.keeper.runs(id).await?;
+    let now = app.keeper.now();
+    app.keeper.read(|state| {
+        let snapshot = state.snapshot();
+        let deployment =
+            snapshot.deployments.get(&id).ok_or_else(|| Problem::not_found("deployment", id.to_string()))?;
+        let mut runs: BTreeMap<NodeName, Run> = ended.into_iter().map(|run| (run.node.clone(), run)).collect();
+        let mut present = BTreeMap::new();
+        for (run, passed) in under_way(snapshot, id, now) {
+            present.insert(run.node.clone(), passed);
+            runs.insert(run.node.clone(), run);
+        }
+        Ok(Json(report(deployment, runs.into_values().collect(), &present)))
+    })
+}
+
+/// What the nodes have done so far that have no outcome yet.
+fn under_way(snapshot: &Snapshot, id: DeploymentId, now: Millis) -> impl Iterator<Item = (Run, Passed)> {
+    let nodes = snapshot.nodes.values().filter(|node| node.stage.is_under_way());
+    nodes.filter_map(move |node| {
+        let mut run = node.run.clone().filter(|run| run.deployment == id)?;
+        if let Some(progress) = snapshot.live.get(&node.name).and_then(|live| live.progress) {
+            run.moved(progress.received_bytes, progress.sent_bytes);
+        }
+        Some((run, Passed { stage: node.stage, milliseconds: now.since(node.stage_since) }))
+    })
 }
 
 /// One deployment.

@@ -15,6 +15,7 @@ use fleet::event::Event;
 use fleet::ids::{NodeName, RackName};
 use fleet::life::Stage;
 use fleet::node::Power;
+use fleet::rollout::spread;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use utoipa_axum::router::OpenApiRouter;
@@ -33,8 +34,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 }
 
 /// Switches or reads the power of nodes. The answer has a line of JSON for each node, when it is there; lines may be
-/// empty. What was begun is done to its end, whether somebody still reads or not. Nodes that are being deployed are left
-/// alone unless `force` says otherwise.
+/// empty. Machines that start are spread over time by `[deploy] starts_per_second`. What was begun is done to its end,
+/// whether somebody still reads or not. Nodes that are being deployed are left alone unless `force` says otherwise.
 #[utoipa::path(post, path = "/api/v1/power", tag = "nodes", request_body = PowerRequest,
     responses((status = 200, body = PowerResult, content_type = "application/x-ndjson"), (status = "default", body = api::Problem)))]
 async fn power(State(app): State<App>, JsonBody(request): JsonBody<PowerRequest>) -> Result<Response, Problem> {
@@ -43,10 +44,15 @@ async fn power(State(app): State<App>, JsonBody(request): JsonBody<PowerRequest>
     }
     let jobs = app.keeper.read(|state| jobs(state.snapshot(), &request))?;
     let (sender, results) = mpsc::channel::<PowerResult>(jobs.len().max(1));
-    for job in jobs {
+    let is_start = !matches!(request.action, PowerAction::Status | PowerAction::Off);
+    let seconds = spread(app.keeper.policy(), jobs.iter().map(|job| job.rack.as_ref()));
+    for (job, second) in jobs.into_iter().zip(seconds) {
         let (app, sender) = (app.clone(), sender.clone());
         let (action, attempts) = (request.action, request.attempts);
         tokio::spawn(async move {
+            if is_start {
+                tokio::time::sleep(Duration::from_secs(second)).await;
+            }
             let result = app.switch(job, action, attempts).await;
             // The reader may have gone; what was done is in the timeline.
             let _ = sender.send(result).await;
@@ -72,6 +78,7 @@ async fn next(
 /// What is to be done with one node.
 struct Job {
     node: NodeName,
+    rack: Option<RackName>,
     power: String,
     /// Why it is left alone.
     refused: Option<String>,
@@ -86,7 +93,9 @@ fn jobs(snapshot: &Snapshot, request: &PowerRequest) -> Result<Vec<Job>, Problem
             format!("it is being deployed ({stage}); cancel that first, or switch it nevertheless with --force")
         })
     };
-    Ok(nodes.map(|n| Job { node: n.name.clone(), power: n.power.clone(), refused: refused(n.stage) }).collect())
+    Ok(nodes
+        .map(|n| Job { node: n.name.clone(), rack: n.rack.clone(), power: n.power.clone(), refused: refused(n.stage) })
+        .collect())
 }
 
 /// The nodes that are named, and all of the racks that are named.

@@ -148,7 +148,13 @@ fn tell_of_wave(deployment: &mut Deployment, name: &NodeName, now: Millis) {
     }
     let wave = &deployment.waves[index];
     let count = wave.nodes().count();
-    let text = format!("wave {} begins: {count} nodes in {} racks", wave.kind.as_str(), wave.groups.len());
+    let racks = wave.groups.len();
+    let text = format!(
+        "wave {} begins: {count} node{} in {racks} rack{}",
+        wave.kind.as_str(),
+        if count == 1 { "" } else { "s" },
+        if racks == 1 { "" } else { "s" }
+    );
     deployment.begun = index + 1;
     deployment.tell(now, "wave_begun", &text);
 }

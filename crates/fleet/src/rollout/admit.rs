@@ -256,6 +256,29 @@ pub fn book(snapshot: &Snapshot, policy: &Policy, node: &Node, earliest: Millis)
     }
 }
 
+/// In which second from now on each of these machines is switched on, by their racks, in the order in which they are named.
+#[must_use]
+pub fn spread<'a>(policy: &Policy, racks: impl Iterator<Item = Option<&'a RackName>>) -> Vec<u64> {
+    let mut all: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut inside: BTreeMap<(&RackName, u64), u32> = BTreeMap::new();
+    let mut second_of = |rack: Option<&'a RackName>| {
+        let mut at = 0;
+        while all.get(&at).is_some_and(|count| *count >= policy.starts_per_second)
+            || rack.is_some_and(|rack| {
+                inside.get(&(rack, at)).is_some_and(|count| *count >= policy.starts_per_second_per_rack)
+            })
+        {
+            at += 1;
+        }
+        *all.entry(at).or_default() += 1;
+        if let Some(rack) = rack {
+            *inside.entry((rack, at)).or_default() += 1;
+        }
+        at
+    };
+    racks.map(&mut second_of).collect()
+}
+
 fn second(at: Millis) -> u64 {
     at.0 / 1000
 }

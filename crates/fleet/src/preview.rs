@@ -1,0 +1,151 @@
+//! What a deployment would do, before anything is done: a dry run.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::Snapshot;
+use crate::disk::choose;
+use crate::ids::{Digest, ImageName, Millis, NodeName, RackName};
+use crate::intake::{Refused, check_free, draw_up};
+use crate::node::Node;
+use crate::plan::{Drivers, NO_NETWORK_BOOT, Policy};
+use crate::report::StageTime;
+use crate::rollout::{Opening, Rollout, Wave, opening};
+
+/// What would become of a node's disk, as far as the node has told of its disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case", tag = "fate")]
+pub enum DiskPreview {
+    /// This one would be written.
+    Written {
+        /// The disk: path, size, model, serial number.
+        disk: String,
+        /// What it held when the node last told; all of it would be lost.
+        contents: Vec<String>,
+        /// When that was, in milliseconds since the Unix epoch.
+        #[cfg_attr(feature = "openapi", schema(value_type = u64))]
+        told_at: Millis,
+    },
+    /// None would be written, and why.
+    Refused {
+        /// A sentence.
+        reason: String,
+    },
+    /// The node has not told of its disks yet; the rule alone decides.
+    Unknown {
+        /// The rule.
+        rule: String,
+    },
+}
+
+/// What would happen to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodePreview {
+    /// The rack that it stands in.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rack: Option<RackName>,
+    /// Why it would be refused now, and with it the whole deployment.
+    pub refused: Option<String>,
+    /// What it runs now.
+    pub runs: Option<String>,
+    /// Its disk.
+    pub disk: DiskPreview,
+}
+
+/// What a deployment would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Preview {
+    /// The image's name.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub image: ImageName,
+    /// The image's digest.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub digest: Digest,
+    /// Size in bytes of the disk that it describes.
+    pub size_bytes: u64,
+    /// Bytes of it that travel.
+    pub used_bytes: u64,
+    /// Bytes per piece.
+    pub piece_size: u32,
+    /// How it would go on.
+    pub rollout: Rollout,
+    /// The waves, in order.
+    pub waves: Vec<Wave>,
+    /// What would happen to each node.
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, NodePreview>))]
+    pub nodes: BTreeMap<NodeName, NodePreview>,
+    /// When the first node may start, where a maintenance window decides; in milliseconds since the Unix epoch.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<u64>))]
+    pub opens_at: Option<Millis>,
+    /// Machines that start per second, in all.
+    pub starts_per_second: u32,
+    /// Machines that start per second in one rack.
+    pub starts_per_second_per_rack: u32,
+    /// What the stages took in the last deployment that came to its end; empty where there is none.
+    pub measured: Vec<StageTime>,
+}
+
+/// What a deployment would do; nothing is changed.
+///
+/// # Errors
+/// [`Refused`] where image, nodes or settings will not do. Nodes that are not free are told one by one.
+pub fn preview(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    drivers: Drivers<'_>,
+    now: Millis,
+    image: &ImageName,
+    nodes: &[NodeName],
+    rollout: &Rollout,
+) -> Result<Preview, Refused> {
+    let deployment = draw_up(snapshot, now, image, nodes, rollout)?;
+    let info =
+        snapshot.images.get(image).ok_or_else(|| Refused::NotFound { what: "image", name: image.to_string() })?;
+    let known = deployment.outcomes.keys().filter_map(|name| snapshot.nodes.get(name));
+    let previews = known.map(|node| (node.name.clone(), of_node(snapshot, drivers, node, info.size_bytes)));
+    Ok(Preview {
+        image: image.clone(),
+        digest: info.digest,
+        size_bytes: info.size_bytes,
+        used_bytes: info.used_bytes,
+        piece_size: info.piece_size,
+        rollout: rollout.clone(),
+        nodes: previews.collect(),
+        waves: deployment.waves,
+        opens_at: match opening(&rollout.windows, now) {
+            Opening::At(at) => Some(at),
+            Opening::Open | Opening::Never => None,
+        },
+        starts_per_second: policy.starts_per_second,
+        starts_per_second_per_rack: policy.starts_per_second_per_rack,
+        measured: Vec::new(),
+    })
+}
+
+fn of_node(snapshot: &Snapshot, drivers: Drivers<'_>, node: &Node, image_bytes: u64) -> NodePreview {
+    let refused = match check_free(snapshot, &node.name) {
+        Err(refused) => Some(refused.to_string()),
+        Ok(()) if !drivers(&node.power).network_boot => Some(NO_NETWORK_BOOT.to_owned()),
+        Ok(()) => None,
+    };
+    NodePreview {
+        rack: node.rack.clone(),
+        refused,
+        runs: node.deployed.as_ref().map(|deployed| format!("{} ({})", deployed.image, deployed.digest)),
+        disk: disk(node, image_bytes),
+    }
+}
+
+fn disk(node: &Node, image_bytes: u64) -> DiskPreview {
+    let Some(inventory) = &node.inventory else { return DiskPreview::Unknown { rule: node.disk.to_string() } };
+    match choose(&inventory.disks, &node.disk, image_bytes) {
+        Ok(disk) => {
+            DiskPreview::Written { disk: disk.to_string(), contents: disk.contents.clone(), told_at: inventory.at }
+        }
+        Err(refusal) => DiskPreview::Refused { reason: refusal.to_string() },
+    }
+}
