@@ -54,19 +54,62 @@ impl PartialOrd for Entry {
     }
 }
 
-/// All events to come.
-#[derive(Debug, Default)]
+/// Nanoseconds of one slot of the wheel, as a power of two: 16 microseconds.
+const SLOT_BITS: u32 = 14;
+
+/// Slots of the wheel, a power of two: what is less than 67 ms ahead.
+const SLOTS: u64 = 1 << 12;
+
+/// All events to come. Most are less than a piece's time ahead, and there are
+/// several for each node: those wait unsorted in the slots of a wheel, and only
+/// the slot that time has come to is sorted. A heap of all of them took a sixth
+/// of a run with 10,000 nodes, mostly waiting for memory.
+#[derive(Debug)]
 pub(crate) struct Agenda {
-    heap: BinaryHeap<Entry>,
+    /// The events of the slot `reached` and of those before it.
+    next: BinaryHeap<Entry>,
+    wheel: Vec<Vec<Entry>>,
+    /// Events in the wheel.
+    turning: usize,
+    /// What lies beyond the wheel.
+    far: BinaryHeap<Entry>,
+    reached: u64,
     sequence: u64,
     now: Nanos,
+}
+
+impl Default for Agenda {
+    fn default() -> Agenda {
+        Agenda {
+            next: BinaryHeap::new(),
+            wheel: vec![Vec::new(); SLOTS as usize],
+            turning: 0,
+            far: BinaryHeap::new(),
+            reached: 0,
+            sequence: 0,
+            now: 0,
+        }
+    }
 }
 
 impl Agenda {
     /// Events in the past happen now.
     pub(crate) fn at(&mut self, at: Nanos, event: Event) {
         self.sequence += 1;
-        self.heap.push(Entry { at: at.max(self.now), sequence: self.sequence, event });
+        let entry = Entry { at: at.max(self.now), sequence: self.sequence, event };
+        self.put(entry);
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let slot = entry.at >> SLOT_BITS;
+        if slot <= self.reached {
+            self.next.push(entry);
+        } else if slot < self.reached + SLOTS {
+            self.wheel[(slot % SLOTS) as usize].push(entry);
+            self.turning += 1;
+        } else {
+            self.far.push(entry);
+        }
     }
 
     pub(crate) fn after(&mut self, wait: Nanos, event: Event) {
@@ -78,14 +121,36 @@ impl Agenda {
     }
 
     /// When the next event is.
-    pub(crate) fn peek(&self) -> Option<Nanos> {
-        self.heap.peek().map(|entry| entry.at)
+    pub(crate) fn peek(&mut self) -> Option<Nanos> {
+        self.turn();
+        self.next.peek().map(|entry| entry.at)
     }
 
     pub(crate) fn next(&mut self) -> Option<Event> {
-        let entry = self.heap.pop()?;
+        self.turn();
+        let entry = self.next.pop()?;
         self.now = entry.at;
         Some(entry.event)
+    }
+
+    /// Turns the wheel to the next slot that has events, if none are left.
+    fn turn(&mut self) {
+        while self.next.is_empty() {
+            let far = self.far.peek().map(|entry| entry.at >> SLOT_BITS);
+            self.reached = match far {
+                Some(far) if self.turning == 0 => far,
+                None if self.turning == 0 => return,
+                _ => self.reached + 1,
+            };
+            let slot = &mut self.wheel[(self.reached % SLOTS) as usize];
+            self.turning -= slot.len();
+            self.next.extend(slot.drain(..));
+            while self.far.peek().is_some_and(|entry| entry.at >> SLOT_BITS < self.reached + SLOTS) {
+                if let Some(entry) = self.far.pop() {
+                    self.put(entry);
+                }
+            }
+        }
     }
 }
 
@@ -134,6 +199,7 @@ impl<T> Slab<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 
@@ -147,6 +213,28 @@ mod tests {
         assert_eq!(order, [2, 4, 5, 1, 3].map(Event::Tick));
         agenda.at(0, Event::Sample);
         assert_eq!(agenda.peek(), Some(5), "the past is now");
+    }
+
+    #[test]
+    fn the_wheel_keeps_the_order_of_a_heap() {
+        let mut agenda = Agenda::default();
+        let mut waiting: Vec<(Nanos, u32)> = Vec::new();
+        let (mut happened, mut number) = (0, 0);
+        for round in 0..20_000_u64 {
+            for wait in [round * 7 % 900, 1 << 13, round * 2_654_435_761 % (1 << 29), 3 << 26] {
+                if waiting.len() < 500 {
+                    number += 1;
+                    agenda.after(wait, Event::Tick(number));
+                    waiting.push((agenda.now() + wait, number));
+                }
+            }
+            let first = waiting.iter().copied().min().unwrap();
+            waiting.retain(|entry| *entry != first);
+            assert_eq!(agenda.peek(), Some(first.0));
+            assert_eq!((agenda.next(), agenda.now()), (Some(Event::Tick(first.1)), first.0));
+            happened += 1;
+        }
+        assert_eq!(std::iter::from_fn(|| agenda.next()).count() + happened, number as usize);
     }
 
     #[test]

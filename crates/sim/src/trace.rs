@@ -74,7 +74,10 @@ impl Trace {
                 self.pair(10, *piece);
                 self.word((*backlog).into());
             }
-            Message::Extended(Extended::Rack(RackMessage::Decline { piece })) => self.pair(11, *piece),
+            Message::Extended(Extended::Rack(RackMessage::Decline { piece, needless, backlog })) => {
+                self.pair(11, *piece);
+                self.word(u32::from(*needless) << 8 | u32::from(*backlog));
+            }
             rare => {
                 self.word(8);
                 self.text(&format!("{rare:?}"));

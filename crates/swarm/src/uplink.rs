@@ -88,11 +88,13 @@ impl Uplink {
     }
 
     /// Fewer are served, or about to be, than may be side by side.
-    pub(crate) fn wants_offer(&self, links: &Links) -> bool {
-        if self.most == 1 && self.queued > 0 && self.stalled == 0 {
-            return false;
-        }
+    /// `open` offers wait for an answer.
+    pub(crate) fn wants_offer(&self, links: &Links, open: usize) -> bool {
         let lead = self.lead();
+        if self.most == 1 && self.stalled == 0 {
+            // Asked after every message: connections are many and long.
+            return self.queued == 0 && self.handed <= lead && open == 0;
+        }
         let engaged = |link: &&Link| {
             let served = !link.queue.is_empty() || u64::from(link.in_flight) > lead;
             link.is_kin() && !link.stalled && (link.offer.is_some() || served)
@@ -323,11 +325,11 @@ mod tests {
     fn so_many_kin_are_served_side_by_side_in_the_order_of_requests() {
         let mut uplink = uplink(2);
         let mut links = links(&[Kind::Kin; 3]);
-        assert!(uplink.wants_offer(&links));
+        assert!(uplink.wants_offer(&links, 0));
         for (millis, at_link) in [(0, 1), (1, 0), (2, 2)] {
             uplink.requested(&mut links[at_link], piece(at_link as u32), at(millis));
         }
-        assert!(!uplink.wants_offer(&links));
+        assert!(!uplink.wants_offer(&links, 0));
         assert_eq!(next(&mut uplink, &mut links, at(2)), Some((1, 1)), "who asked first");
         assert_eq!(next(&mut uplink, &mut links, at(2)), Some((0, 0)));
         assert_eq!(next(&mut uplink, &mut links, at(2)), None);

@@ -155,7 +155,9 @@ fn requested(outputs: &[Output]) -> Vec<(Peer, Block)> {
 
 fn declined(outputs: &[Output]) -> Vec<(Peer, u32)> {
     let declined = |output: &Output| match output {
-        Output::Say(peer, Message::Extended(Extended::Rack(RackMessage::Decline { piece }))) => Some((*peer, *piece)),
+        Output::Say(peer, Message::Extended(Extended::Rack(RackMessage::Decline { piece, .. }))) => {
+            Some((*peer, *piece))
+        }
         _ => None,
     };
     outputs.iter().filter_map(declined).collect()
@@ -196,11 +198,11 @@ fn a_seed_suggests_serves_whole_and_then_suggests_another_piece() {
 fn what_was_declined_is_not_offered_again_at_once() {
     let mut script = Script::with(PieceSet::full(PIECES));
     let [(A, first)] = suggested(&script.kin(A, &all_but(&[7, 8]), None))[..] else { panic!() };
-    let out = script.say(A, RackMessage::Decline { piece: first });
+    let out = script.say(A, RackMessage::Decline { piece: first, needless: true, backlog: 0 });
     assert_eq!(suggested(&out), [], "it is left alone for a moment");
     let out = script.pass(Duration::from_millis(2));
     assert_eq!(suggested(&out), [(A, 15 - first)]);
-    let mut out = script.say(A, RackMessage::Decline { piece: 15 - first });
+    let mut out = script.say(A, RackMessage::Decline { piece: 15 - first, needless: true, backlog: 0 });
     out.extend(script.pass(Duration::from_millis(50)));
     assert_eq!(suggested(&out), []);
     assert!(!suggested(&script.pass(Duration::from_millis(500))).is_empty(), "there may be room now");
@@ -266,6 +268,29 @@ fn of_few_long_pieces_everybody_offers_and_takes_two_at_most() {
     (0..BLOCKS / 4).for_each(|index| drop(script.step(Input::Arrived(A, part(1, index, 1)))));
     assert!(!requested(&script.say(B, Message::Suggest(4))).is_empty());
     assert_eq!(declined(&script.say(A, Message::Suggest(2))), [(A, 2)]);
+}
+
+/// The uplink counts, not the piece; but a seed sends what it chose.
+#[test]
+fn of_few_long_pieces_another_of_the_same_neighbour_will_do() {
+    let policy = Policy { max_request_bytes: BLOCKS * BYTES / 2, ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), set(&[3])), policy);
+    let all: Vec<u32> = (0..PIECES).collect();
+    for (peer, has) in [(A, &[3, 4][..]), (B, &all)] {
+        script.connect(peer);
+        script.say(peer, Message::Bitfield(set(has).to_bitfield()));
+        script.say(peer, hello(None, true));
+    }
+    let why = |out: &[Output]| match out {
+        [Output::Say(_, Message::Extended(Extended::Rack(RackMessage::Decline { needless, backlog, .. })))] => {
+            (*needless, *backlog)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(why(&script.say(B, Message::Suggest(3))), (true, 0));
+    assert!(requested(&script.say(A, Message::Suggest(3))).iter().all(|(_, block)| block.piece == 4));
+    assert_eq!(why(&script.say(A, Message::Suggest(3))), (true, 4), "nothing else is left");
+    assert_eq!(why(&script.say(B, Message::Suggest(7))), (false, 4), "it would be, with room");
 }
 
 #[test]
@@ -428,7 +453,7 @@ fn pieces_cross_into_a_rack_by_their_lane_and_once() {
     let [(A, piece)] = suggested(&out)[..] else { panic!("{out:?}") };
     assert!([5, 6].contains(&piece));
     script.kin(B, &[11 - piece], Some("r1"));
-    script.say(A, RackMessage::Decline { piece });
+    script.say(A, RackMessage::Decline { piece, needless: true, backlog: 0 });
     assert_eq!(suggested(&script.pass(Duration::from_millis(50))), [], "a mate has the other piece of these lanes");
 }
 

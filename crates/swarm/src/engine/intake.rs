@@ -29,7 +29,7 @@ const UNOFFERED: u32 = 6;
 /// Where everybody offers, a piece is taken when no more than this is on its
 /// way: with less, uplinks find nobody who takes theirs; with more, pieces wait
 /// for each other and are late for the next.
-const ROOM: u8 = 3;
+pub(super) const ROOM: u8 = 3;
 
 /// Parts of a piece in which that is counted.
 const QUARTERS: usize = 4;
@@ -40,17 +40,34 @@ impl Engine {
             return self.drop_peer(peer, Why::BadPieceMap, out);
         }
         let Some(link) = self.links.get(peer).filter(|link| link.is_kin()) else { return };
-        let has_room = !self.everybody_offers || self.inbound() <= ROOM;
-        let willing = has_room && self.wants(piece) && self.picker.can_take(&link.asker(), piece);
-        if !willing || !self.fetch(peer, piece, out) {
-            self.say(peer, RackMessage::Decline { piece }.into(), out);
+        let mut wanted = self.usable(link, piece).then_some(piece);
+        let mut backlog = 0;
+        if self.everybody_offers {
+            // The uplink is offered rather than the piece; of a seed only what it chose.
+            if wanted.is_none() && !link.has.is_full() {
+                wanted = self.picker.rarest(&link.has, &mut self.chance);
+            }
+            backlog = self.inbound();
         }
+        let taken = backlog <= ROOM && wanted.is_some_and(|piece| self.fetch(peer, piece, out));
+        if !taken {
+            self.say(peer, RackMessage::Decline { piece, needless: wanted.is_none(), backlog }.into(), out);
+        }
+    }
+
+    fn usable(&self, link: &Link, piece: u32) -> bool {
+        self.wants(piece) && self.picker.can_take(&link.asker(), piece)
     }
 
     /// What is on its way to us, in quarters of a piece.
     pub(super) fn inbound(&self) -> u8 {
         let blocks: usize = self.flows().map(Link::owes_blocks).sum();
         u8::try_from((QUARTERS * blocks).div_ceil(self.shape.blocks(0).max(1) as usize)).unwrap_or(u8::MAX)
+    }
+
+    /// The time that so many quarters of a piece take.
+    pub(super) fn time_for_quarters(&self, quarters: u32) -> Duration {
+        self.uplink.time_for(u64::from(self.shape.piece_length())) / QUARTERS as u32 * quarters
     }
 
     /// Requests all of a piece that is missing; false when that is nothing.
@@ -153,8 +170,8 @@ impl Engine {
     /// everybody offers, what is on its way to it. What it has may be just what
     /// we are looking for.
     pub(super) fn has_news(&mut self, at: usize, piece: u32, backlog: u8, out: &mut Vec<Output>) {
-        let unit = if self.everybody_offers { QUARTERS as u64 } else { 1 };
-        let wait = self.uplink.time_for(u64::from(self.shape.piece_length()) / unit) * u32::from(backlog);
+        let quarters = u32::from(backlog) * if self.everybody_offers { 1 } else { QUARTERS as u32 };
+        let wait = self.time_for_quarters(quarters);
         let link = &mut self.links[at];
         link.free_at = self.now + wait;
         link.declines = 0;

@@ -46,7 +46,9 @@ impl Engine {
             Extended::Handshake(handshake) => self.greeted(peer, *handshake, out),
             Extended::Pex(pex) => self.heard_of(peer, &pex),
             Extended::Rack(RackMessage::Have { piece, backlog }) => self.peer_has(peer, piece, Some(backlog), out),
-            Extended::Rack(RackMessage::Decline { piece }) => self.declined(peer, piece, out),
+            Extended::Rack(RackMessage::Decline { piece, needless, backlog }) => {
+                self.declined(peer, piece, needless, backlog, out);
+            }
             Extended::Rack(RackMessage::Lanes { claimed }) => self.claims_lanes(peer, claimed, out),
             Extended::Metadata(_) | Extended::Unknown { .. } => {}
         }

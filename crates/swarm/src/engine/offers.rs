@@ -8,6 +8,7 @@ use std::time::Duration;
 use wire::peer::Message;
 
 use super::Engine;
+use super::intake::ROOM;
 use super::racks::lane_mask;
 use crate::io::{Output, Peer};
 use crate::peer::{Link, Offer};
@@ -30,6 +31,10 @@ const DECLINED: Duration = Duration::from_millis(2);
 /// What somebody declined is offered to it again after this: it may have been
 /// on its way from another, or there was no room.
 const DECLINED_PIECE: Duration = Duration::from_millis(100);
+
+/// Where everybody offers, who needs nothing of ours is offered something again
+/// after a quarter of the time that a piece takes, and after this.
+const MOST_SATED: Duration = Duration::from_millis(250);
 
 /// Who has room within so long of another has it at the same time.
 const ABOUT_AS_SOON_NANOS: u64 = 1 << 20;
@@ -56,6 +61,8 @@ pub(super) struct Offering {
     rests_until: Option<Time>,
     /// Nobody was found; nobody is looked for before, or before news come.
     barren_until: Time,
+    /// Offers that are not answered.
+    open: usize,
     /// Neighbours in the order of preference. Kept for its memory.
     ranked: Vec<(Preference, u32)>,
 }
@@ -68,6 +75,7 @@ impl Offering {
             began: None,
             rests_until: None,
             barren_until: Time::ZERO,
+            open: 0,
             ranked: Vec::new(),
         }
     }
@@ -99,6 +107,10 @@ impl Offering {
         }
     }
 
+    fn closes(&mut self) {
+        self.open = self.open.saturating_sub(1);
+    }
+
     fn rests(&self, now: Time) -> bool {
         self.rests_until.is_some_and(|until| now < until)
     }
@@ -108,7 +120,7 @@ impl Engine {
     /// Offers pieces until the uplink has enough before it, or nobody is left.
     pub(super) fn make_offers(&mut self, out: &mut Vec<Output>) {
         let Some(mut offering) = self.offering.take() else { return };
-        while self.kin > 0 && offering.barren_until <= self.now && self.uplink.wants_offer(&self.links) {
+        while self.kin > 0 && offering.barren_until <= self.now && self.uplink.wants_offer(&self.links, offering.open) {
             if !self.offer_one(&mut offering, out) {
                 break;
             }
@@ -137,6 +149,7 @@ impl Engine {
         };
         let link = &mut self.links[at];
         link.offer = Some(Offer { piece, at: self.now });
+        offering.open += 1;
         let peer = link.peer;
         offering.sends(piece, self.now);
         self.say(peer, Message::Suggest(piece), out);
@@ -149,7 +162,7 @@ impl Engine {
     fn rank_neighbours(&mut self, offering: &mut Offering) -> Time {
         let mut next = self.now + PATIENCE;
         let (lead, turn) = (self.uplink.lead(), self.turn(offering));
-        let busy_until = self.now + self.uplink.time_for(self.shape.piece_length().into());
+        let busy_until = self.now + self.time_for_quarters(ROOM.into());
         offering.ranked.clear();
         for (at, link) in self.links.iter().enumerate() {
             if !self.could_take(link, lead) {
@@ -159,16 +172,17 @@ impl Engine {
                 next = next.min(link.rests_until);
                 continue;
             }
+            if self.everybody_offers && link.free_at > busy_until {
+                next = next.min(self.now + (link.free_at - busy_until));
+                continue;
+            }
             let Some(turn) = turn else {
                 offering.ranked.push(((link.served, 0), at as u32));
                 continue;
             };
-            if link.free_at > busy_until {
-                next = next.min(self.now + (link.free_at - busy_until));
-                continue;
-            }
             let room_in = (link.free_at - self.now).as_nanos() as u64 / ABOUT_AS_SOON_NANOS;
-            offering.ranked.push(((room_in, (at as u32 ^ turn).wrapping_mul(SCATTER)), at as u32));
+            let lot = (at as u32 ^ turn).wrapping_mul(SCATTER);
+            offering.ranked.push(((room_in, lot), at as u32));
         }
         offering.ranked.sort_unstable();
         if offering.ranked.is_empty() { next } else { next.min(self.now + DECLINED_PIECE) }
@@ -215,9 +229,17 @@ impl Engine {
     pub(super) fn accepted_offer(&mut self, peer: Peer, piece: u32) {
         let now = self.now;
         let Some(link) = self.links.get_mut(peer) else { return };
-        let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) else { return };
+        let other_will_do = self.everybody_offers;
+        let Some(offer) = link.offer.take_if(|offer| other_will_do || offer.piece == piece) else { return };
         self.uplink.answered(now - offer.at);
         link.declines = 0;
+        if let Some(offering) = &mut self.offering {
+            offering.closes();
+            if offer.piece != piece {
+                offering.sends_not(offer.piece);
+                offering.sends(piece, now);
+            }
+        }
         if self.everybody_offers {
             link.free_at = link.free_at.max(now) + self.uplink.time_for(self.shape.piece_length().into());
         }
@@ -227,23 +249,33 @@ impl Engine {
         }
     }
 
-    pub(super) fn declined(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) {
+    pub(super) fn declined(&mut self, peer: Peer, piece: u32, needless: bool, backlog: u8, out: &mut Vec<Output>) {
         let now = self.now;
+        let (wait, sated) = (self.time_for_quarters(backlog.into()), (self.piece_time / 4).min(MOST_SATED));
+        let says_when = self.everybody_offers && !needless && !wait.is_zero();
         let Some(link) = self.links.get_mut(peer).filter(|link| link.is_kin()) else { return };
         let Some(offer) = link.offer.take_if(|offer| offer.piece == piece) else { return };
         if link.rests_until + DECLINED_PIECE <= now {
             link.forget_declined();
         }
-        link.decline(piece);
-        link.rests_until = now + DECLINED * (1 << u32::from(link.declines).min(MOST_DOUBLINGS));
-        link.declines = link.declines.saturating_add(1);
+        if says_when {
+            link.free_at = now + wait;
+        } else if self.everybody_offers && needless && !sated.is_zero() {
+            link.rests_until = now + sated;
+        } else {
+            link.decline(piece);
+            link.rests_until = now + DECLINED * (1 << u32::from(link.declines).min(MOST_DOUBLINGS));
+            link.declines = link.declines.saturating_add(1);
+        }
         self.uplink.answered(now - offer.at);
         self.sends_not(piece);
         self.offer_anew(out);
     }
 
+    /// An offer came to nothing.
     fn sends_not(&mut self, piece: u32) {
         if let Some(offering) = &mut self.offering {
+            offering.closes();
             offering.sends_not(piece);
         }
     }

@@ -274,7 +274,10 @@ mod tests {
             (Message::HashRequest(range()), hashes(21, 49)),
             (Message::Hashes(range(), vec![[9; 32]; 4]), [hashes(22, 177), vec![9; 128]].concat()),
             (Message::HashReject(range()), hashes(23, 49)),
-            (RackMessage::Decline { piece: 258 }.into(), vec![0, 0, 0, 7, 20, 3, 0, 0, 0, 1, 2]),
+            (
+                RackMessage::Decline { piece: 258, needless: true, backlog: 3 }.into(),
+                vec![0, 0, 0, 9, 20, 3, 0, 0, 0, 1, 2, 1, 3],
+            ),
             (RackMessage::Have { piece: 258, backlog: 9 }.into(), vec![0, 0, 0, 8, 20, 3, 1, 0, 0, 1, 2, 9]),
             (
                 RackMessage::Lanes { claimed: 1 << 63 | 1 }.into(),
@@ -457,7 +460,7 @@ mod tests {
         );
         let rack =
             (any::<u64>(), any::<u32>(), any::<u8>(), 0..3).prop_map(|(claimed, piece, backlog, kind)| match kind {
-                0 => RackMessage::Decline { piece },
+                0 => RackMessage::Decline { piece, needless: claimed & 1 == 1, backlog },
                 1 => RackMessage::Have { piece, backlog },
                 _ => RackMessage::Lanes { claimed },
             });

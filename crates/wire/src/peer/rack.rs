@@ -124,6 +124,11 @@ pub enum RackMessage {
     Decline {
         /// Index of the piece.
         piece: u32,
+        /// I have it, or it is on its way to me, and, where everybody offers,
+        /// you have nothing else for me either. Otherwise there is no room.
+        needless: bool,
+        /// What is on its way to me, in quarters of a piece. 255 for more.
+        backlog: u8,
     },
     /// I have this piece, verified; in place of the `have` of BEP 3.
     Have {
@@ -147,7 +152,7 @@ impl RackMessage {
         let wrong = || PeerError::extension(NAME, format!("{} bytes", body.len()));
         let (&kind, body) = body.split_first().ok_or_else(wrong)?;
         let expected_bytes = match kind {
-            DECLINE => 4,
+            DECLINE => 6,
             HAVE => 5,
             LANES_CLAIMED => 8,
             _ => return Ok(None),
@@ -157,7 +162,7 @@ impl RackMessage {
         }
         let piece = u32_at(body, 0);
         Ok(Some(match kind {
-            DECLINE => RackMessage::Decline { piece },
+            DECLINE => RackMessage::Decline { piece, needless: body[4] != 0, backlog: body[5] },
             HAVE => RackMessage::Have { piece, backlog: body[4] },
             _ => RackMessage::Lanes { claimed: u64::from(piece) << 32 | u64::from(u32_at(body, 4)) },
         }))
@@ -165,9 +170,10 @@ impl RackMessage {
 
     pub(super) fn put(self, out: &mut Vec<u8>) {
         match self {
-            RackMessage::Decline { piece } => {
+            RackMessage::Decline { piece, needless, backlog } => {
                 out.push(DECLINE);
                 out.extend_from_slice(&piece.to_be_bytes());
+                out.extend_from_slice(&[needless.into(), backlog]);
             }
             RackMessage::Have { piece, backlog } => {
                 out.push(HAVE);
