@@ -88,7 +88,7 @@ pub struct Engine {
     wait: Duration,
     /// Pieces of which kin were not told, and of which seeds were not.
     news: News,
-    seeds_news: News,
+    later_news: News,
     /// When what was coming ended, or we asked whoever we could.
     hungry_since: Time,
     next_exchange: Time,
@@ -151,7 +151,7 @@ impl Engine {
             piece_time: Duration::ZERO,
             wait: Duration::ZERO,
             news: News::none(),
-            seeds_news: News::none(),
+            later_news: News::none(),
             hungry_since: Time::ZERO,
             next_exchange: Time::MAX,
             fresh: Vec::new(),

@@ -58,8 +58,9 @@ pub struct Policy {
     /// Longest range that our own kind may ask of us at once, in bytes.
     /// Default 1 MiB: one request for most pieces.
     pub max_request_bytes: u32,
-    /// Pieces asked of rack mates at once. Default 16: with fewer, uplinks are
-    /// idle while those who share them wait elsewhere.
+    /// Pieces asked of rack mates at once; half as many more where mates are
+    /// many. Default 16: with fewer, uplinks are idle while those who share them
+    /// wait elsewhere.
     pub pull_pieces: usize,
     /// The same across racks, for our lanes. Default 4.
     pub far_pieces: usize,

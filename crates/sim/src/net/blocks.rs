@@ -57,6 +57,8 @@ enum Load {
 struct Unit {
     route: Route,
     payload: u32,
+    /// It has a packet of its own, rather than a place in the one before it.
+    leads: bool,
     load: Load,
     path: Path,
     hop: u8,
@@ -75,6 +77,8 @@ struct Stream {
     flight: u64,
     /// Of these, bytes that wait in the sender's own port.
     waiting: u64,
+    /// Bytes of messages in the packet that was begun last, and when that was.
+    packet: (Nanos, u32),
     window: u64,
     threshold: u64,
     /// The shortest round trip of a whole unit.
@@ -225,7 +229,8 @@ impl Blocks {
             agenda.at(agenda.now(), Event::Network(SENT, number));
         }
         let path = self.ports.path(route.from, route.to);
-        let unit = Unit { route, payload, load, path, hop: 0, launched: agenda.now(), finish: agenda.now() };
+        let leads = !matches!(load, Load::Message(_)) || self.stream(route).begins_packet(payload, agenda.now());
+        let unit = Unit { route, payload, leads, load, path, hop: 0, launched: agenda.now(), finish: agenda.now() };
         let number = self.units.put(unit);
         self.hop(number, agenda);
     }
@@ -240,7 +245,7 @@ impl Blocks {
             }
         }
         let bytes = match unit.load {
-            Load::Message(_) => u64::from(unit.payload) + HEADER_BYTES,
+            Load::Message(_) => u64::from(unit.payload) + if unit.leads { HEADER_BYTES } else { 0 },
             Load::Data(_) => wire_bytes(unit.payload),
         };
         let port = self.ports.port(unit.path.ports()[usize::from(unit.hop)]);
@@ -280,12 +285,12 @@ impl Blocks {
 
     fn arrived(&mut self, number: u32, agenda: &mut Agenda, out: &mut Vec<Delivery>) {
         let Some(unit) = self.units.get_mut(number) else { return };
-        let (route, payload) = (unit.route, unit.payload);
+        let (route, payload, leads) = (unit.route, unit.payload, unit.leads);
         match std::mem::replace(&mut unit.load, Load::Data(None)) {
             Load::Message(message) => out.push(Delivery::Said(route, message)),
             Load::Data(chunk) => out.extend(chunk.map(|chunk| Delivery::Arrived(route, chunk))),
         }
-        let acknowledgements = self.ports.acknowledgements(payload) as u32;
+        let acknowledgements = if leads { self.ports.acknowledgements(payload) as u32 } else { 0 };
         self.ports.charge(route.to, route.from, acknowledgements);
         let behind = self.ports.port(Ports::up(route.to)).free.saturating_sub(agenda.now());
         let back = self.ports.delay_between(route.to, route.from);
@@ -315,6 +320,14 @@ impl Stream {
         }
         self.begun = 0;
         self.chunks.pop_front()
+    }
+
+    /// Messages said at one moment share packets, as a driver writes them.
+    fn begins_packet(&mut self, message_bytes: u32, now: Nanos) -> bool {
+        let (began, bytes) = self.packet;
+        let joins = began == now && u64::from(bytes + message_bytes) <= SEGMENT_BYTES;
+        self.packet = (now, if joins { bytes + message_bytes } else { message_bytes });
+        !joins
     }
 
     /// A queue builds up: slow start is over.

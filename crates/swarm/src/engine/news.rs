@@ -12,35 +12,52 @@ use crate::time::Time;
 
 /// Those who ask for pieces hear of one within half the time that one takes,
 /// and within this.
-const WAIT: Duration = Duration::from_millis(250);
+const SOON: Duration = Duration::from_millis(250);
 
-/// Seeds hear of pieces within so many times the time that one takes, and
-/// within a second: what was never sent comes first, whoever has what.
-const SEEDS_WAIT: (u32, Duration) = (16, Duration::from_secs(1));
+/// The others hear within so many times the time that a piece takes, and within
+/// this; so do seeds: what was never sent comes first, whoever has what.
+const LATER: (u32, Duration) = (32, Duration::from_secs(2));
+
+/// About so many neighbours hear of a piece soon; with each piece others do.
+/// Who asks knows of enough, and what the rest hears later fits into fewer packets.
+const HEAR_SOON: usize = 24;
+
+/// A piece, and one in how many neighbours hears of it soon.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    piece: u32,
+    groups: u32,
+}
 
 /// Pieces to tell of, and when.
 #[derive(Debug)]
 pub(super) struct News {
-    pieces: Vec<u32>,
+    arrivals: Vec<Arrival>,
     pub(super) due: Time,
 }
 
 impl News {
     pub(super) fn none() -> News {
-        News { pieces: Vec::new(), due: Time::MAX }
+        News { arrivals: Vec::new(), due: Time::MAX }
     }
 
-    fn add(&mut self, piece: u32, by: Time) {
-        self.pieces.push(piece);
+    fn add(&mut self, arrival: Arrival, by: Time) {
+        self.arrivals.push(arrival);
         self.due = self.due.min(by);
     }
 
-    fn take_due(&mut self, now: Time) -> Vec<u32> {
+    fn take_due(&mut self, now: Time) -> Vec<Arrival> {
         if self.due > now {
             return Vec::new();
         }
         self.due = Time::MAX;
-        std::mem::take(&mut self.pieces)
+        std::mem::take(&mut self.arrivals)
+    }
+}
+
+impl Arrival {
+    fn is_soon_for(self, link: &Link) -> bool {
+        self.piece.wrapping_add(link.peer.0).is_multiple_of(self.groups)
     }
 }
 
@@ -48,30 +65,34 @@ impl Engine {
     /// Kin will hear of this piece: at the end of this step if none of them
     /// has it.
     pub(super) fn report(&mut self, piece: u32, is_new: bool) {
+        // Offers that are made in ignorance cost more than announcements.
+        let hearers = if self.everybody_offers { 1 } else { self.links.len() };
+        let groups = u32::try_from(hearers / HEAR_SOON).unwrap_or(u32::MAX).max(1);
+        let arrival = Arrival { piece, groups };
         let at_once = self.picker.is_almost_done();
         let wait = |wait: Duration| if at_once { Duration::ZERO } else { wait };
-        let soon = if is_new { Duration::ZERO } else { wait((self.piece_time / 2).min(WAIT)) };
-        self.news.add(piece, self.now + soon);
-        let (times, most) = SEEDS_WAIT;
-        self.seeds_news.add(piece, self.now + wait((self.piece_time * times).min(most)));
-        self.wake(self.news.due.min(self.seeds_news.due));
+        let soon = if is_new { Duration::ZERO } else { wait((self.piece_time / 2).min(SOON)) };
+        self.news.add(arrival, self.now + soon);
+        let (times, most) = LATER;
+        self.later_news.add(arrival, self.now + wait((self.piece_time * times).min(most)));
+        self.wake(self.news.due.min(self.later_news.due));
     }
 
     /// Tells what is due.
     pub(super) fn tell_news(&mut self, out: &mut Vec<Output>) {
-        let (due, seeds_due) = (self.news.due, self.seeds_news.due);
-        if due.min(seeds_due) > self.now {
+        if self.news.due.min(self.later_news.due) > self.now {
             return;
         }
-        let (news, seeds_news) = (self.news.take_due(self.now), self.seeds_news.take_due(self.now));
+        let (soon, later) = (self.news.take_due(self.now), self.later_news.take_due(self.now));
         let backlog = if self.everybody_offers { self.inbound() } else { self.to_send() };
         for at in 0..self.links.len() {
             let link = &self.links[at];
             let is_seed = link.offers && (link.has.is_full() || !self.everybody_offers);
-            let news = if is_seed { &seeds_news } else { &news };
-            let heard = news.iter().filter(|piece| self.helps(link, **piece));
+            let hears_soon = |arrival: &&Arrival| !is_seed && arrival.is_soon_for(link);
+            let heard = soon.iter().filter(hears_soon).chain(later.iter().filter(|arrival| !hears_soon(arrival)));
+            let helping = heard.map(|arrival| arrival.piece).filter(|piece| self.helps(link, *piece));
             let said = out.len();
-            out.extend(heard.map(|piece| Output::Say(link.peer, RackMessage::Have { piece: *piece, backlog }.into())));
+            out.extend(helping.map(|piece| Output::Say(link.peer, RackMessage::Have { piece, backlog }.into())));
             if out.len() > said {
                 self.links[at].said = self.now;
             }
@@ -99,7 +120,7 @@ impl Engine {
 
     /// Nothing more will come.
     pub(super) fn tell_all_news(&mut self, out: &mut Vec<Output>) {
-        (self.news.due, self.seeds_news.due) = (self.now, self.now);
+        (self.news.due, self.later_news.due) = (self.now, self.now);
         self.tell_news(out);
     }
 }

@@ -41,9 +41,11 @@ impl Engine {
         mates.clear();
         let near = self.links.iter().enumerate().filter(|(_, link)| self.may_pull(link) && self.is_near(link));
         mates.extend(near.map(|(at, _)| at as u32));
-        let of_one = (self.policy.pull_pieces / mates.len().max(1)).clamp(1, MOST_OF_ONE);
+        let fewest = self.policy.pull_pieces;
+        let most = (mates.len() / 2).clamp(fewest, fewest + fewest / 2);
+        let of_one = (most / mates.len().max(1)).clamp(1, MOST_OF_ONE);
         mates.retain(|at| self.links[*at as usize].owes_pieces() < of_one);
-        while self.owed_near < self.policy.pull_pieces && !mates.is_empty() {
+        while self.owed_near < most && !mates.is_empty() {
             let drawn: [usize; DRAWN] = std::array::from_fn(|_| self.chance.index(mates.len()));
             let busy = |place: &usize| self.links[mates[*place] as usize].free_at.max(self.now);
             let Some(place) = drawn.into_iter().min_by_key(busy) else { break };

@@ -195,7 +195,7 @@ impl Engine {
         sooner
             .min(self.next_exchange)
             .min(self.news.due)
-            .min(self.seeds_news.due)
+            .min(self.later_news.due)
             .min(self.starves_at())
             .min(self.offers_due())
     }
