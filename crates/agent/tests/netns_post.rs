@@ -97,14 +97,14 @@ fn an_image_without_partitions_is_grown_too_and_one_without_a_system_is_refused(
     let root = folder.path().join("golden.raw");
     make_root(folder.path(), &root, 16 * MIB, true);
     let bench = Bench::sealed(folder, &root);
-    let target = bench.disk("disk", 40 * MIB, 0);
+    let target = bench.disk("disk", DISK_BYTES, 0);
     let controller = with_runtime(async {
         let (controller, _seeder) = swarm(&bench).await;
         provision(options(&controller, vec![disk(&target, "S1")], true)).await.unwrap();
         controller
     });
     nothing_is_left(&target);
-    assert!(actions(&controller)[0].1.contains("40960 (1k) blocks"), "{:?}", actions(&controller)[0]);
+    assert!(actions(&controller)[0].1.contains("65536 (1k) blocks"), "{:?}", actions(&controller)[0]);
     assert_eq!(inside(&target, "/etc/hostname"), "node1\n");
 
     let folder = tempfile::tempdir().unwrap();
