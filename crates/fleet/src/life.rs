@@ -173,6 +173,19 @@ use Stage::{
 const UNDER_WAY: &[Stage] =
     &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Capturing, Fetching, PostActions, Rebooting];
 const BOOTING: &[Stage] = &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel];
+/// Loader, agent and the deployed system ask again, each for itself.
+const ASKING_AGAIN: &[Stage] = &[
+    Enrolled,
+    LoadingBootloader,
+    LoadingKernel,
+    AgentUp,
+    Capturing,
+    Fetching,
+    PostActions,
+    Rebooting,
+    Running,
+    Failed,
+];
 
 /// Every transition there is. A pair that stands in no row is unexpected.
 ///
@@ -185,40 +198,9 @@ pub const LIFE: &[Row] = &[
     // The machine may be faster than the answer of its BMC.
     Row { from: &[Leasing, LoadingBootloader, LoadingKernel], cause: Cause::PoweredOn, to: None },
     Row { from: &[PoweringOn, Leasing], cause: Cause::AddressAsked, to: Some(LoadingBootloader) },
-    // Loader, agent and the deployed system ask again, each for itself.
-    Row {
-        from: &[
-            Enrolled,
-            LoadingBootloader,
-            LoadingKernel,
-            AgentUp,
-            Capturing,
-            Fetching,
-            PostActions,
-            Rebooting,
-            Running,
-            Failed,
-        ],
-        cause: Cause::AddressAsked,
-        to: None,
-    },
+    Row { from: ASKING_AGAIN, cause: Cause::AddressAsked, to: None },
     Row { from: &[PoweringOn, Leasing], cause: Cause::BootloaderSent, to: Some(LoadingBootloader) },
-    Row {
-        from: &[
-            Enrolled,
-            LoadingBootloader,
-            LoadingKernel,
-            AgentUp,
-            Capturing,
-            Fetching,
-            PostActions,
-            Rebooting,
-            Running,
-            Failed,
-        ],
-        cause: Cause::BootloaderSent,
-        to: None,
-    },
+    Row { from: ASKING_AGAIN, cause: Cause::BootloaderSent, to: None },
     Row { from: BOOTING, cause: Cause::ScriptSent, to: Some(LoadingKernel) },
     Row { from: &[AgentUp, Capturing, Fetching, PostActions], cause: Cause::Restarted, to: Some(LoadingKernel) },
     Row { from: &[LoadingKernel], cause: Cause::KernelSent, to: None },

@@ -1,43 +1,19 @@
 //! Captures of real file systems, judged by the programs that own them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::{Bench, run};
 use fleet::capture::{CHUNK_BYTES, Original};
 use rackswarm_image::capture::{Disk, Kind, hash_of};
 use rackswarm_image::{Capture, Error, Finishing, Registry, no_progress};
 
 const MIB: u64 = 1 << 20;
-
-struct Bench {
-    folder: tempfile::TempDir,
-    registry: Registry,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::open(folder.path().join("images")).unwrap();
-        Self { folder, registry }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}: run `cargo xtask test`, which installs it"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn sha256sum(path: &Path) -> String {
     run("sha256sum", &[path.to_str().unwrap()]).split(' ').next().unwrap().to_owned()

@@ -2,11 +2,14 @@
 //! Each test has a mount namespace of its own, so nothing stays mounted.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::run;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
 use rackswarm_image::capture::{Disk, Kind};
@@ -20,15 +23,6 @@ fn own_mounts() {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
 }
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}: run `cargo xtask test`, which installs it"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// A loop device, detached when dropped.
 struct Loop(PathBuf);
 
@@ -36,7 +30,7 @@ impl Loop {
     fn attach(file: &Path, offset: u64, size: u64) -> Self {
         let (offset, size) = (offset.to_string(), size.to_string());
         let arguments = ["--find", "--show", "--offset", &offset, "--sizelimit", &size, file.to_str().unwrap()];
-        Self(run("losetup", &arguments).into())
+        Self(run("losetup", &arguments).trim().into())
     }
 
     fn mounted<T>(&self, kind: &str, options: &str, at: &Path, work: impl FnOnce() -> T) -> T {

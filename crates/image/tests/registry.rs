@@ -1,6 +1,8 @@
 //! Imports of every kind, judged by foreign tools: qemu-img and coreutils.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod common;
+
 use std::fs;
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -8,24 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::{Bench, run};
 use rackswarm_image::{Error, Format, ImportOptions, Manifest, Registry, no_progress};
 
-struct Bench {
-    folder: tempfile::TempDir,
-    registry: Registry,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let registry = Registry::open(folder.path().join("images")).unwrap();
-        Self { folder, registry }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     /// A sparse disk of 24 MiB: data at the front, in the middle and in the
     /// last sector; written zeros too.
     fn raw_disk(&self) -> PathBuf {
@@ -53,15 +41,6 @@ impl Bench {
 
 fn options(name: &str) -> ImportOptions {
     ImportOptions::named(name.parse().unwrap())
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}: run `cargo xtask test`, which installs it"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn sha256sum(path: &Path) -> String {
