@@ -12,24 +12,12 @@ use agent::run::{Options, Place};
 use agent::{Error, Watchdog};
 use api::agent::Token;
 use api::client::Client;
-use common::{Server, until};
+use common::{Server, json, until};
 use fleet::disk::Disk;
-use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 const KEY: &[u8] = b"PRIVATE-KEY-OF-THE-GOLDEN-MACHINE";
 const MAC: &str = "52:54:00:00:00:01";
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-impl common::Ran {
-    fn ok(self) -> String {
-        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
-        self.stdout
-    }
-}
 
 fn on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)

@@ -10,23 +10,12 @@ use std::sync::mpsc;
 
 use api::agent::{Assignment, Heartbeat, Orders, Proof, Register, Report, ReportKind, Token};
 use api::client::Client;
-use common::{PATIENCE, Server, until};
+use common::{PATIENCE, Server, json, until};
 use fleet::disk::Disk;
 use fleet::node::{Beat, Progress};
 use serde_json::Value;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample operator@example";
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-impl common::Ran {
-    fn ok(self) -> String {
-        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
-        self.stdout
-    }
-}
 
 fn on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)

@@ -109,23 +109,11 @@ fn question(seen: &Preview, links: &Links, nodes: usize, racks: usize) -> Questi
     let count = |number: usize| u32::try_from(number.max(1)).unwrap_or(u32::MAX);
     let bytes = seen.used_bytes.max(1);
     Question {
-        nodes: count(nodes),
         racks: count(racks),
-        bytes,
-        piece: u64::from(seen.piece_size).clamp(1, bytes),
-        rate: links.rate.0.max(1),
-        rate_down: None,
         seed_rate: links.seed_rate.map(|rate| rate.0.max(1)),
-        seeds: 1,
         uplink: links.uplink.map(|rate| rate.0.max(1)).filter(|_| racks > 1),
-        seed_in_rack: false,
         disk: links.disk.map(|rate| rate.0.max(1)),
-        written: None,
-        copies: 1.0,
-        eta: 0.99,
-        boot_seconds: 0.0,
-        boots_per_second: 0.0,
-        loss: 0.0,
+        ..Question::new(count(nodes), bytes, u64::from(seen.piece_size).clamp(1, bytes), links.rate.0.max(1))
     }
 }
 

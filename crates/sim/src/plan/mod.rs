@@ -54,6 +54,32 @@ pub struct Question {
     pub loss: f64,
 }
 
+impl Question {
+    /// One seed and one switch, links alike in both directions, disks and booting that cost nothing.
+    #[must_use]
+    pub fn new(nodes: u32, bytes: u64, piece: u64, rate: u64) -> Question {
+        Question {
+            nodes,
+            racks: 1,
+            bytes,
+            piece,
+            rate,
+            rate_down: None,
+            seed_rate: None,
+            seeds: 1,
+            uplink: None,
+            seed_in_rack: false,
+            disk: None,
+            written: None,
+            copies: 1.0,
+            eta: 0.99,
+            boot_seconds: 0.0,
+            boots_per_second: 0.0,
+            loss: 0.0,
+        }
+    }
+}
+
 /// Something that takes at least so long.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limit {
@@ -252,25 +278,7 @@ mod tests {
     use super::*;
 
     fn question(nodes: u32, rate: u64, bytes: u64, piece: u64) -> Question {
-        Question {
-            nodes,
-            racks: 1,
-            bytes,
-            piece,
-            rate,
-            rate_down: None,
-            seed_rate: None,
-            seeds: 1,
-            uplink: None,
-            seed_in_rack: false,
-            disk: None,
-            written: None,
-            copies: 1.0,
-            eta: 0.99,
-            boot_seconds: 0.0,
-            boots_per_second: 0.0,
-            loss: 0.0,
-        }
+        Question::new(nodes, bytes, piece, rate)
     }
 
     /// p2p.md, table 1.5.
