@@ -10,8 +10,8 @@ use crate::packages::{self, For};
 use crate::prepare::{self, Places};
 use crate::run::{self, Ended, step};
 
-/// Rows that neither make namespaces nor count what processes use.
-const SIMULATED: [&str; 3] = ["n", "o", "p"];
+/// Rows that make neither namespaces nor control groups.
+const UNPRIVILEGED: [&str; 4] = ["n", "o", "p", "enrol"];
 
 pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
     let words = arguments.rest();
@@ -33,7 +33,7 @@ pub(crate) fn command(arguments: Arguments) -> Result<Ended> {
 /// Rows stand before options, whose values may look like rows; without rows all of them run.
 fn needs_root(words: &[String]) -> bool {
     let mut rows = words.iter().take_while(|word| !word.starts_with('-')).peekable();
-    rows.peek().is_none() || rows.any(|row| !SIMULATED.contains(&row.as_str()))
+    rows.peek().is_none() || rows.any(|row| !UNPRIVILEGED.contains(&row.as_str()))
 }
 
 #[cfg(test)]
@@ -41,10 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_only_simulates_needs_no_root() {
+    fn simulations_and_enrolment_need_no_root() {
         let needs = |text: &str| needs_root(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
         assert!(needs("") && needs("a") && needs("n m") && needs("--runs 1"));
-        assert!(!needs("n") && !needs("n o p --runs 1"));
+        assert!(!needs("n") && !needs("n o p enrol --runs 1"));
         assert!(needs("--work o"));
     }
 }

@@ -96,6 +96,12 @@ impl Client {
         Ok(Self { http, base: base.trim_end_matches('/').to_owned(), token })
     }
 
+    /// The same client, over the same connections, for another bearer.
+    #[must_use]
+    pub fn with_token(&self, token: Token) -> Self {
+        Self { token, ..self.clone() }
+    }
+
     /// How the controller is.
     ///
     /// # Errors

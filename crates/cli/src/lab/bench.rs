@@ -18,9 +18,12 @@ pub(crate) struct Arguments {
     /// Runs of each delivery
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
-    /// A quarter of the bytes and one run, for a first look; written to target/bench-quick
+    /// A quarter of the bytes, a tenth of the machines and one run, for a first look; written to target/bench-quick
     #[arg(long)]
     quick: bool,
+    /// Machines of row enrol [default: 10000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    nodes: Option<u32>,
     /// Other clients too, where they are installed
     #[arg(long)]
     peers: bool,
@@ -65,6 +68,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         rows: arguments.rows,
         runs: if arguments.quick { 1 } else { arguments.runs.into() },
         quick: arguments.quick,
+        nodes: arguments.nodes.map(|nodes| nodes as usize),
         peers: arguments.peers,
         alone: arguments.alone,
         program,

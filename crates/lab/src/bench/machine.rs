@@ -61,6 +61,11 @@ fn foreign_cpu_seconds(ours: &BTreeSet<u32>) -> f64 {
     pids.filter(|pid| !ours.contains(pid)).filter_map(cpu_ticks_of).sum::<f64>() / TICKS
 }
 
+/// CPU seconds that a process has used, with its children that have ended.
+pub(super) fn cpu_seconds_of(pid: u32) -> Option<f64> {
+    cpu_ticks_of(pid).map(|ticks| ticks / TICKS)
+}
+
 /// proc(5), fields 3, 9 and 14 to 17 of `stat`.
 fn cpu_ticks_of(pid: u32) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -3,10 +3,11 @@
 //!
 //! [`rows`] says what runs and what must come out. A delivery: [`fabric`] builds the network, [`run`] watches it,
 //! [`method`] holds the ways to deliver. [`egress`] is the seeder alone, [`simulate`] the simulator. [`record`] keeps what
-//! was measured, [`report`] writes the tables.
+//! was measured, [`report`] writes the tables. [`enrol`] is the controller alone, with machines that only talk.
 
 pub mod content;
 pub mod egress;
+pub mod enrol;
 pub mod fabric;
 pub mod group;
 pub mod machine;
@@ -54,6 +55,8 @@ pub struct Options {
     pub runs: usize,
     /// A quarter of the bytes.
     pub quick: bool,
+    /// Machines that enrol, in place of the row's own number.
+    pub nodes: Option<usize>,
     /// Other clients too, where they are installed.
     pub peers: bool,
     /// Only us, without the comparison of the same run.
@@ -124,6 +127,7 @@ fn chosen(options: &Options) -> Result<Vec<Row>> {
     all.retain(|row| row.jobs.iter().all(|job| run.contains(&job.name())));
     for job in all.iter_mut().flat_map(|row| &mut row.jobs) {
         let other = options.piece_bytes.map_or(*job, |piece_bytes| job.with_pieces(piece_bytes));
+        let other = options.nodes.map_or(other, |nodes| other.with_nodes(nodes));
         *job = if options.quick { other.quick() } else { other };
     }
     Ok(all)
@@ -147,6 +151,7 @@ impl Bench<'_> {
         match job {
             Job::Delivery(task) => self.deliver(task),
             Job::Egress(load) => self.give(&job.name(), load),
+            Job::Enrolment(load) => self.enrol(&job.name(), load),
             Job::Scenario(name, times) => {
                 let scenario = simulate::scenario(name, self.options.quick)?;
                 println!("==> {name}, simulated");
@@ -213,6 +218,22 @@ impl Bench<'_> {
                 let outcome = self.repeat(way.name(), || Outcome::Loopback(egress::run(way, load, &setting)))?;
                 self.keep((job, way.name(), number), self.version.clone(), None, outcome);
             }
+        }
+        Ok(())
+    }
+
+    fn enrol(&mut self, job: &str, load: &enrol::Load) -> Result<()> {
+        println!("==> {job}: {} machines, one controller", load.nodes);
+        for number in 1..=self.options.runs {
+            let setting = enrol::Setting {
+                program: &self.program,
+                others_give_way: self.options.nice < 0,
+                patience: self.options.patience,
+                stop: &self.stop,
+            };
+            let outcome = Outcome::Enrolment(enrol::run(load, &setting));
+            self.stop.check()?;
+            self.keep((job, OURS, number), self.version.clone(), None, outcome);
         }
         Ok(())
     }
@@ -365,6 +386,7 @@ fn told(name: &str, number: usize, outcome: &Outcome) -> String {
         Outcome::Namespaces(run) => &run.error,
         Outcome::Loopback(run) => &run.error,
         Outcome::Simulated(run) => &run.error,
+        Outcome::Enrolment(run) => &run.error,
     };
     if let Some(error) = error {
         return format!("{name} #{number}: failed: {error}");
@@ -381,6 +403,18 @@ fn told(name: &str, number: usize, outcome: &Outcome) -> String {
             run.over_bound,
             run.wall,
             run.resident_peak as f64 / 1e6
+        ),
+        Outcome::Enrolment(run) => format!(
+            "{:.0} enrolments a minute, reports p50 {:.1} p99 {:.1} ms at {:.0}/s, power after p99 {:.0} ms, {:.0} MiB, CPU {:.0} + {:.0} + {:.0} s",
+            run.enrolments_per_minute,
+            run.report.p50,
+            run.report.p99,
+            run.reports_per_second,
+            run.assigned_to_power.p99,
+            run.resident_peak as f64 / 1_048_576.0,
+            run.cpu_enrol,
+            run.cpu_settings,
+            run.cpu_deploy
         ),
     };
     format!("{name} #{number}: {text}{}", if outcome.noisy() { ", disturbed" } else { "" })
@@ -411,6 +445,7 @@ mod tests {
             rows: rows.iter().map(|row| (*row).to_owned()).collect(),
             runs: 3,
             quick,
+            nodes: None,
             peers: false,
             alone: false,
             program: PathBuf::new(),

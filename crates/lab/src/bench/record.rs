@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::egress::Egress;
+use super::enrol::Enrolment;
 use super::machine;
 use super::run::Measured;
 use super::simulate::Simulated;
@@ -72,6 +73,8 @@ pub enum Outcome {
     Loopback(Egress),
     /// In virtual time.
     Simulated(Simulated),
+    /// The controller on loopback, with machines that only talk.
+    Enrolment(Enrolment),
 }
 
 impl Outcome {
@@ -82,6 +85,7 @@ impl Outcome {
             Outcome::Namespaces(run) => run.ok,
             Outcome::Loopback(run) => run.ok,
             Outcome::Simulated(run) => run.ok,
+            Outcome::Enrolment(run) => run.ok,
         }
     }
 
@@ -92,6 +96,7 @@ impl Outcome {
             Outcome::Namespaces(run) => run.noisy,
             Outcome::Loopback(run) => run.noisy,
             Outcome::Simulated(run) => run.noisy,
+            Outcome::Enrolment(run) => run.noisy,
         }
     }
 
@@ -102,6 +107,7 @@ impl Outcome {
             Outcome::Namespaces(run) => run.foreign_cpu,
             Outcome::Loopback(run) => run.foreign_cpu,
             Outcome::Simulated(run) => run.foreign_cpu,
+            Outcome::Enrolment(run) => run.foreign_cpu,
         }
     }
 }
@@ -182,6 +188,15 @@ impl Session {
         self.good(job, OURS)
             .into_iter()
             .filter_map(|run| if let Outcome::Simulated(run) = run { Some(run) } else { None })
+            .collect()
+    }
+
+    /// The good enrolments.
+    #[must_use]
+    pub fn enrolled(&self, job: &str) -> Vec<&Enrolment> {
+        self.good(job, OURS)
+            .into_iter()
+            .filter_map(|run| if let Outcome::Enrolment(run) = run { Some(run) } else { None })
             .collect()
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::egress::{Egress, Load};
+use super::enrol::{self, Enrolment, Spread};
 use super::record::{OURS, Origin, Outcome, Record, Session, median, middle};
 use super::rows::{self, Figure, Goal, Job, Row, Task};
 use super::run::{Course, Measured};
@@ -115,6 +116,7 @@ fn details(job: &Job, session: &Session) -> String {
     match job {
         Job::Delivery(task) => delivery(task, session),
         Job::Egress(load) => egress(load, &job.name(), session),
+        Job::Enrolment(load) => enrolment(load, &job.name(), session),
         Job::Scenario(name, _) => format!(
             "\n{name}: `rackswarm sim bench/scenarios/{name}.toml`, without its limits\n\n{}",
             simulations(&job.name(), session)
@@ -247,6 +249,70 @@ fn egress(load: &Load, name: &str, session: &Session) -> String {
     text
 }
 
+fn enrolment(load: &enrol::Load, name: &str, session: &Session) -> String {
+    let runs = session.of_job(name).flat_map(|(_, records)| records).filter_map(|record| match &record.outcome {
+        Outcome::Enrolment(run) => Some(run),
+        _ => None,
+    });
+    let mut text = format!(
+        "\n`rackswarm serve` as a process with its database on a disk, and machines that are tasks of the bench, each with a connection of \
+         its own. First they boot as strangers, {} at once: script, inventory, approval by rule. An operator gives each a rack and a power hook. \
+         Then one deployment to all: the controller calls the hook (at most {} machines a second), the machine asks for its script, registers, \
+         reports every second while it fetches for {} s, proves itself and beats. Self-test, kernel and pieces are left out.\n",
+        load.at_once,
+        load.starts_per_second,
+        load.fetching.as_secs()
+    );
+    for (number, run) in (1..).zip(runs) {
+        let disturbed = if run.noisy { "*" } else { "" };
+        if let Some(error) = &run.error {
+            let _ = writeln!(text, "\nRun {number} failed: {}", on_one_line(error));
+            continue;
+        }
+        let _ = write!(
+            text,
+            "\nRun {number}{disturbed}: {} machines in {} racks; enrolled in {:.1} s, deployed and proved in {:.1} s; the order to deploy was \
+             answered after {:.0} ms. While all fetched, {:.0} reports a second. Controller: {:.0} MiB at its most; CPU {:.1} s enrolling, {:.1} s \
+             for racks and power hooks, {:.1} s deploying, {:.2} cores while all ran; database {:.0} MiB. A console heard {} events and missed \
+             some {} times. {} requests were sent again.\n\n| ms | count | p50 | p99 | longest |\n|---|---|---|---|---|\n",
+            run.nodes,
+            run.racks,
+            run.enrol_seconds,
+            run.deploy_seconds,
+            run.deploy_call,
+            run.reports_per_second,
+            run.resident_peak as f64 / MIB,
+            run.cpu_enrol,
+            run.cpu_settings,
+            run.cpu_deploy,
+            run.cpu_beats_per_second,
+            run.database_bytes as f64 / MIB,
+            run.console_events,
+            run.console_missed,
+            run.repeated
+        );
+        spreads(run).into_iter().for_each(|(what, spread)| text += &spread_line(what, &spread));
+    }
+    text
+}
+
+fn spreads(run: &Enrolment) -> [(&'static str, Spread); 8] {
+    [
+        ("enrolment: script and inventory", run.enrol_call),
+        ("assignment to the power hook's call", run.assigned_to_power),
+        ("power hook to orders: script and registration", run.power_to_orders),
+        ("a report, while all fetch", run.report),
+        ("a heartbeat, while all run", run.beat),
+        ("operator: status, while all fetch", run.status),
+        ("operator: the deployment with all outcomes, while all fetch", run.deployment),
+        ("operator: the list of all nodes, while all fetch", run.list),
+    ]
+}
+
+fn spread_line(what: &str, spread: &Spread) -> String {
+    format!("| {what} | {} | {:.1} | {:.1} | {:.1} |\n", spread.count, spread.p50, spread.p99, spread.max)
+}
+
 fn simulations(name: &str, session: &Session) -> String {
     let mut text = "| seed | nodes | pieces | makespan s | / T* | / T_LB | server images | rack images | wall s | memory MB | events | trace |\n"
         .to_owned();
@@ -314,6 +380,9 @@ fn closing(row: &Row, session: &Session) -> String {
     }
     if row.jobs.iter().any(|job| matches!(job, Job::Egress(_))) {
         text += "CPU is that of the processes, kernel included; loopback does most of a receiver's network work where the packet is sent.\n";
+    }
+    if row.jobs.iter().any(|job| matches!(job, Job::Enrolment(_))) {
+        text += "Milliseconds are those that the machines see; the bench's own work on the same cores is in them.\n";
     }
     text + "A run with * was disturbed by others.\n"
 }

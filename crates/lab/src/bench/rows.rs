@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::content::Content;
 use super::egress::{Load, Way};
+use super::enrol::{self, Enrolment};
 use super::fabric::Plan;
 use super::record::{OURS, Session, middle};
 use super::run::{Course, Measured};
@@ -97,6 +98,8 @@ pub enum Job {
     Delivery(Task),
     /// One seeder on loopback.
     Egress(Load),
+    /// One controller on loopback, and machines that only talk.
+    Enrolment(enrol::Load),
     /// A file of bench/scenarios in virtual time, once for each run or once for all.
     Scenario(&'static str, Times),
     /// A delivery's own work in virtual time.
@@ -119,6 +122,7 @@ impl Job {
         match self {
             Job::Delivery(task) => task.name.to_owned(),
             Job::Egress(_) => EGRESS.to_owned(),
+            Job::Enrolment(_) => ENROLMENT.to_owned(),
             Job::Scenario(name, _) => (*name).to_owned(),
             Job::Twin(task) => twin_of(task.name),
         }
@@ -136,12 +140,13 @@ impl Job {
         matches!(self, Job::Delivery(_) | Job::Egress(_))
     }
 
-    /// The same with a quarter of the bytes, for a first look.
+    /// The same with a quarter of the bytes or a tenth of the machines, for a first look.
     #[must_use]
     pub fn quick(self) -> Job {
         match self {
             Job::Delivery(task) => Job::Delivery(quick(task)),
             Job::Egress(load) => Job::Egress(Load { bytes: load.bytes / 4, length: load.length / 4, ..load }),
+            Job::Enrolment(load) => self.with_nodes(load.nodes / 10),
             Job::Scenario(..) => self,
             Job::Twin(task) => Job::Twin(quick(task)),
         }
@@ -153,13 +158,23 @@ impl Job {
         match self {
             Job::Delivery(task) => Job::Delivery(Task { piece_bytes, ..task }),
             Job::Egress(load) => Job::Egress(Load { piece_bytes, ..load }),
-            Job::Scenario(..) => self,
+            Job::Enrolment(_) | Job::Scenario(..) => self,
             Job::Twin(task) => Job::Twin(Task { piece_bytes, ..task }),
+        }
+    }
+
+    /// The same with so many machines, where those only talk.
+    #[must_use]
+    pub fn with_nodes(self, nodes: usize) -> Job {
+        match self {
+            Job::Enrolment(load) => Job::Enrolment(enrol::Load { nodes: nodes.max(1), ..load }),
+            other => other,
         }
     }
 }
 
 const EGRESS: &str = "egress";
+const ENROLMENT: &str = "enrolment";
 
 fn twin_of(task: &str) -> String {
     format!("simulated {task}")
@@ -282,7 +297,7 @@ pub fn measured_by(task: &str) -> Option<&'static str> {
 /// All rows.
 #[must_use]
 pub fn all() -> Vec<Row> {
-    [delivered(), web(), bytes(), faults(), apart()].into_iter().flatten().collect()
+    [delivered(), web(), bytes(), faults(), apart(), vec![control()]].into_iter().flatten().collect()
 }
 
 /// Makespan, egress, CPU and memory of one rack and of several.
@@ -524,6 +539,49 @@ fn apart() -> Vec<Row> {
             ],
         },
     ]
+}
+
+/// The control plane.
+fn control() -> Row {
+    let load = enrol::Load {
+        nodes: 10_000,
+        nodes_per_rack: 40,
+        at_once: 256,
+        starts_per_second: 200,
+        fetching: Duration::from_secs(90),
+        running: Duration::from_secs(30),
+    };
+    Row {
+        id: "enrol",
+        what: "10,000 machines that only talk, one controller",
+        kind: Kind::Loopback,
+        jobs: vec![Job::Enrolment(load)],
+        figures: vec![
+            Figure::at_least("enrolments a minute", 1000.0, 10_000.0, |session| {
+                enrolled(session, |run| run.enrolments_per_minute)
+            }),
+            Figure::at_most("MiB of memory at its most", 1024.0, 512.0, |session| {
+                enrolled(session, |run| run.resident_peak as f64 / MIB as f64)
+            }),
+            Figure::at_most("ms for a report while all fetch, p99", 1000.0, 100.0, |session| {
+                enrolled(session, |run| run.report.p99)
+            }),
+            Figure::told("p50", |session| enrolled(session, |run| run.report.p50)),
+            Figure::at_most("ms from assignment to power, p99", 2000.0, 500.0, |session| {
+                enrolled(session, |run| run.assigned_to_power.p99)
+            }),
+            Figure::at_most("ms from power to orders, p99", 2000.0, 500.0, |session| {
+                enrolled(session, |run| run.power_to_orders.p99)
+            }),
+            Figure::told("CPU seconds from the order to deploy to the last proof", |session| {
+                enrolled(session, |run| run.cpu_deploy)
+            }),
+        ],
+    }
+}
+
+fn enrolled(session: &Session, figure: impl Fn(&Enrolment) -> f64) -> Vec<f64> {
+    session.enrolled(ENROLMENT).into_iter().map(figure).collect()
 }
 
 fn ours(session: &Session, task: &str, figure: impl Fn(&Measured) -> Option<f64>) -> Vec<f64> {
