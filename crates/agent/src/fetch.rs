@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::agent::Assignment;
+use fleet::ledger::{Ledger, Traffic};
 use image::{DiskSink, Manifest};
 use tokio::time::{self, Instant};
 use transport::bittorrent::{Download, FetchJob, Limits, Listener, Progress};
@@ -81,12 +82,26 @@ impl Swarm {
         }
     }
 
+    /// With whom this node has exchanged how many bytes.
+    pub(crate) async fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        let Some(accounts) = self.download.ledger().await else { return ledger };
+        let others = accounts.others();
+        for account in accounts.accounts().map(|(_, account)| account).chain([&others]) {
+            // A peer may name its rack as it likes; ours have names that the controller knows.
+            let rack = account.rack.as_ref().and_then(|rack| rack.as_str().parse().ok());
+            let (received_bytes, wasted_bytes, sent_bytes) = (account.received, account.wasted, account.sent);
+            ledger.add(rack, &Traffic { received_bytes, wasted_bytes, sent_bytes });
+        }
+        ledger.bounded()
+    }
+
     /// Goes on giving until nobody asks any more, for at most `limit`; then
-    /// leaves the swarm and lets go of the disk.
+    /// leaves the swarm, lets go of the disk and says what was given and taken in all.
     ///
     /// # Errors
     /// When everything is to stop.
-    pub(crate) async fn linger(self, limit: Duration, reporter: &Reporter, stop: &Stop) -> Result<Progress, Error> {
+    pub(crate) async fn linger(self, limit: Duration, reporter: &Reporter, stop: &Stop) -> Result<Ledger, Error> {
         let newest = self.download.progress();
         let deadline = Instant::now() + limit;
         let mut asked_at = Instant::now();
@@ -107,9 +122,9 @@ impl Swarm {
                 reason = stop.wait() => return Err(Error::AttemptOver(reason)),
             }
         }
-        let last = *newest.borrow();
+        let ledger = self.ledger().await;
         self.download.stop().await.map_err(fetch_error)?;
-        Ok(last)
+        Ok(ledger)
     }
 }
 

@@ -277,9 +277,13 @@ impl Life<'_, Assignment> {
 
         // Give before changing: pieces that post actions touch could not be given any more.
         let linger = Duration::from_secs(self.assignment.linger_seconds.into());
-        let given = swarm.linger(linger, &self.reporter, &self.stop).await?;
-        tracing::info!("gave {} MiB to others", given.bytes_up >> 20);
+        let ledger = swarm.linger(linger, &self.reporter, &self.stop).await?;
+        tracing::info!("gave {} MiB to others", ledger.sent_bytes() >> 20);
+        drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         fetch::release(sink).await?;
+        let ledger = swarm.ledger().await;
+        // Reports are answered in order, so the next one's answer stands for this.
+        drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         self.watchdog.feed();
 
         if self.options.post {

@@ -12,6 +12,7 @@ use agent::Error;
 use api::agent::ReportKind;
 use common::{Bench, Controller, LIMIT, PIECE, change_byte, content, disk, first_bytes, options, provision};
 use fleet::disk::{Disk, DiskRule};
+use fleet::ledger::Ledger;
 
 const PIECES: u64 = 40;
 
@@ -35,6 +36,10 @@ async fn an_image_arrives_and_a_second_time_only_what_changed_moves() {
     let ReportKind::FetchStarted { disk: identity, text } = first else { panic!("{first:?}") };
     assert_eq!(identity, "serial:S1");
     assert!(text.contains("to fetch") && text.contains(&target.display().to_string()), "{text}");
+    let told: Vec<Ledger> = controller.ledgers();
+    assert_eq!(told.len(), 2, "at the end of fetching and of giving");
+    assert_eq!(told[1].elsewhere.received_bytes, bench.image.manifest.payload_bytes());
+    assert!(told[1].racks.is_empty(), "the seeder names no rack: {told:?}");
 
     // The disk has lost one piece; the zero pieces are where they should be.
     change_byte(&target, 2 * PIECE + 5);

@@ -5,6 +5,7 @@ use std::fmt;
 use fleet::capture::Order;
 use fleet::disk::{Disk, DiskRule};
 use fleet::ids::{Attempt, Digest, ImageName, NodeName};
+use fleet::ledger::Ledger;
 use fleet::node::{Beat, Progress};
 use fleet::post::{Network, Script};
 use serde::{Deserialize, Serialize};
@@ -177,6 +178,9 @@ pub enum ReportKind {
     },
     /// One post action ended well.
     PostActionDone {
+    /// With whom the agent has exchanged how many bytes, all of the attempt: told when the image is complete, and
+    /// again when it leaves the swarm.
+    Ledger(Ledger),
         /// Its name.
         action: String,
         /// How long it took.

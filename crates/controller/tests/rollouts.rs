@@ -122,6 +122,9 @@ async fn a_canary_a_budget_a_restart_and_a_retry_end_with_every_node_proved() {
 
     let report = operator.report_of(id).await.unwrap();
     assert_eq!((report.nodes.len(), report.retries, report.racks.len()), (6, 1, 2));
+    let copies: Vec<_> = report.racks.iter().map(|rack| rack.entered_copies).collect();
+    assert!(report.image_bytes > 0 && copies.iter().all(|copies| copies.is_some_and(|c| c > 0.0)), "{copies:?}");
+    assert!(report.links.iter().all(|link| link.from.is_none() && link.bytes > 0), "{:?}", report.links);
     assert!(
         report.failures.is_empty() && report.stages.iter().any(|time| time.stage == Stage::Rebooting),
         "{report:?}"

@@ -7,6 +7,7 @@ use crate::deployment::ImageInfo;
 use crate::discovery::Inventory;
 use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName, SetName};
+use crate::ledger::Ledger;
 use crate::life::Stage;
 use crate::node::{Beat, Firmware, Power, Progress, Rack, TokenHash};
 use crate::post::PostSettings;
@@ -270,6 +271,15 @@ pub enum Event {
         attempt: Attempt,
         /// How far it has come.
         progress: Progress,
+    },
+    /// The agent told with whom it has exchanged how many bytes.
+    Booked {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// The bytes.
+        ledger: Ledger,
     },
     /// Every byte is on the disk and verified.
     ImageVerified {

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod event;
 pub mod ids;
 pub mod intake;
+pub mod ledger;
 pub mod life;
 pub mod node;
 pub mod plan;

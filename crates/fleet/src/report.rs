@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::{Deployment, DeploymentState, Line, Outcome};
 use crate::ids::{DeploymentId, Digest, ImageName, Millis, NodeName, RackName};
+use crate::ledger::Ledger;
 use crate::life::Stage;
 use crate::run::{Passed, Run};
 
@@ -54,7 +55,7 @@ pub struct Straggler {
 }
 
 /// What one rack came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RackReport {
     /// The rack; nothing for nodes that stand in none.
@@ -72,6 +73,29 @@ pub struct RackReport {
     pub received_bytes: u64,
     /// Payload that its nodes sent, in bytes.
     pub sent_bytes: u64,
+    /// Payload that came into it over its uplink, in bytes, by the ledgers of its nodes.
+    #[serde(default)]
+    pub entered_bytes: u64,
+    /// Payload that left it over its uplink, in bytes.
+    #[serde(default)]
+    pub left_bytes: u64,
+    /// Copies of the image that came into it; nothing where no node has told its ledger.
+    #[serde(default)]
+    pub entered_copies: Option<f64>,
+}
+
+/// Bytes from one rack to another, or within one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LinkReport {
+    /// Where they came from; nothing for the controller and whoever else names no rack.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub from: Option<RackName>,
+    /// Where they went; nothing for nodes that stand in no rack.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub to: Option<RackName>,
+    /// Payload, in bytes, of use or not.
+    pub bytes: u64,
 }
 
 /// What a node did, and where it is.
@@ -86,7 +110,7 @@ pub struct NodeReport {
 }
 
 /// What a deployment came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Report {
     /// The deployment.
@@ -123,15 +147,26 @@ pub struct Report {
     pub received_bytes: u64,
     /// Payload that all nodes sent to others, in bytes.
     pub sent_bytes: u64,
+    /// Bytes of the image that travel to a blank disk.
+    #[serde(default)]
+    pub image_bytes: u64,
+    /// Bytes by link, as receivers told them.
+    #[serde(default)]
+    pub links: Vec<LinkReport>,
     /// What happened to it as a whole.
     pub log: Vec<Line>,
     /// Every node that has started.
     pub nodes: Vec<NodeReport>,
 }
 
-/// The report of a deployment from what its nodes did. `present` names the stage of each node that is under way.
+/// The report of a deployment from what its nodes did. `image_bytes` travel to a blank disk; `present` names the stage of each node that is under way.
 #[must_use]
-pub fn report(deployment: &Deployment, runs: Vec<Run>, present: &BTreeMap<NodeName, Passed>) -> Report {
+pub fn report(
+    deployment: &Deployment,
+    image_bytes: u64,
+    runs: Vec<Run>,
+    present: &BTreeMap<NodeName, Passed>,
+) -> Report {
     let failures = deployment.outcomes.iter().filter_map(|(name, outcome)| match outcome {
         Outcome::Failed { reason } => Some((name.clone(), reason.clone())),
         _ => None,
@@ -147,12 +182,14 @@ pub fn report(deployment: &Deployment, runs: Vec<Run>, present: &BTreeMap<NodeNa
         finished_at: deployment.finished_at,
         summary: deployment.summary(),
         stages: stage_times(&runs),
-        racks: racks(&runs),
+        racks: racks(&runs, image_bytes),
         stragglers: stragglers(&runs, present),
         failures: failures.collect(),
         retries: count(retries),
         received_bytes,
         sent_bytes,
+        image_bytes,
+        links: links(&runs),
         log: deployment.log.clone(),
         nodes: runs.into_iter().map(|run| NodeReport { present: present.get(&run.node).copied(), run }).collect(),
     }
@@ -186,7 +223,7 @@ fn passed(run: &Run, stage: Stage) -> Option<u64> {
     (!times.is_empty()).then(|| times.iter().sum())
 }
 
-fn racks(runs: &[Run]) -> Vec<RackReport> {
+fn racks(runs: &[Run], image_bytes: u64) -> Vec<RackReport> {
     let mut by_rack: BTreeMap<Option<&RackName>, Vec<&Run>> = BTreeMap::new();
     for run in runs {
         by_rack.entry(run.rack.as_ref()).or_default().push(run);
@@ -202,6 +239,8 @@ fn racks(runs: &[Run]) -> Vec<RackReport> {
         times.sort_unstable();
         let failed = runs.iter().filter(|run| matches!(run.outcome, Outcome::Failed { .. })).count();
         let (received_bytes, sent_bytes) = bytes(runs.iter().copied());
+        let (entered_bytes, left_bytes) = rack.map_or((0, 0), |rack| over_uplink(rack, &runs));
+        let is_told = rack.is_some() && image_bytes > 0 && runs.iter().any(|run| ledgers(run).next().is_some());
         RackReport {
             rack: rack.cloned(),
             nodes: count(runs.len()),
@@ -210,9 +249,41 @@ fn racks(runs: &[Run]) -> Vec<RackReport> {
             median_milliseconds: times.get(times.len().saturating_sub(1) / 2).copied(),
             received_bytes,
             sent_bytes,
+            entered_bytes,
+            left_bytes,
+            entered_copies: is_told.then(|| entered_bytes as f64 / image_bytes as f64),
         }
     };
     by_rack.into_iter().map(of_rack).collect()
+}
+
+/// What the agents of a rack exchanged with everybody outside of it, in and out.
+fn over_uplink(rack: &RackName, runs: &[&Run]) -> (u64, u64) {
+    runs.iter().flat_map(|run| ledgers(run)).fold((0, 0), |(entered, left), ledger| {
+        let outside = ledger.outside(rack);
+        (outside.arrived().saturating_add(entered), outside.sent_bytes.saturating_add(left))
+    })
+}
+
+fn links(runs: &[Run]) -> Vec<LinkReport> {
+    let mut by_link: BTreeMap<(Option<&RackName>, Option<&RackName>), u64> = BTreeMap::new();
+    for run in runs {
+        for (from, bytes) in ledgers(run).flat_map(Ledger::arrivals) {
+            let sum = by_link.entry((from, run.rack.as_ref())).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+    }
+    let link = |((from, to), bytes): ((Option<&RackName>, Option<&RackName>), u64)| LinkReport {
+        from: from.cloned(),
+        to: to.cloned(),
+        bytes,
+    };
+    by_link.into_iter().map(link).collect()
+}
+
+/// The ledgers of all tries that have one.
+fn ledgers(run: &Run) -> impl Iterator<Item = &Ledger> {
+    run.tries.iter().map(|one| &one.ledger).filter(|ledger| !ledger.is_empty())
 }
 
 fn stragglers(runs: &[Run], present: &BTreeMap<NodeName, Passed>) -> Vec<Straggler> {
@@ -267,6 +338,7 @@ mod tests {
     use super::*;
     use crate::deployment::ImageInfo;
     use crate::ids::Attempt;
+    use crate::ledger::Traffic;
     use crate::rollout::{Group, Rollout, Wave, WaveKind};
 
     const START: Millis = Millis(1_000_000);
@@ -308,7 +380,7 @@ mod tests {
         runs[3].outcome = Outcome::Failed { reason: "it stalled".into() };
         let mut deployment = deployment(4);
         deployment.settle(&"n3".parse().unwrap(), runs[3].outcome.clone(), START);
-        let report = report(&deployment, runs, &BTreeMap::new());
+        let report = report(&deployment, 1000, runs, &BTreeMap::new());
         let times: Vec<_> =
             report.stages.iter().map(|time| (time.stage, time.nodes, time.median_milliseconds)).collect();
         assert_eq!(times, [(Stage::Leasing, 4, 30_000), (Stage::Fetching, 3, 10_001)]);
@@ -328,10 +400,35 @@ mod tests {
         runs[4].tries[0].stages.pop();
         let name: NodeName = "n4".parse().unwrap();
         let present = BTreeMap::from([(name.clone(), Passed { stage: Stage::Fetching, milliseconds: 41_000 })]);
-        let found = report(&deployment(5), runs, &present).stragglers;
+        let found = report(&deployment(5), 1000, runs, &present).stragglers;
         let named: Vec<_> =
             found.iter().map(|one| (one.node.as_str(), one.stage, one.milliseconds, one.still)).collect();
         assert_eq!(named, [("n1", Stage::Fetching, 90_000, false), ("n4", Stage::Fetching, 41_000, true)]);
         assert_eq!(found[0].median_milliseconds, 20_000);
+    }
+
+    #[test]
+    fn bytes_are_told_by_link_and_copies_by_uplink() {
+        let rack = |name: &str| -> RackName { name.parse().unwrap() };
+        let of = |received_bytes: u64, sent_bytes: u64| Traffic { received_bytes, sent_bytes, wasted_bytes: 0 };
+        let mut runs: Vec<Run> = (0..3).map(|index| run(index, 10_000)).collect();
+        // One brings it into the rack, a mate takes it from there, and the third has told nothing.
+        let mut first = Ledger::default();
+        first.add(None, &of(600, 0));
+        first.add(Some(rack("r2")), &of(450, 200));
+        first.add(Some(rack("r1")), &of(0, 1000));
+        runs[0].booked(first);
+        let mut second = Ledger::default();
+        second.add(Some(rack("r1")), &of(1000, 0));
+        runs[1].booked(second);
+        let report = report(&deployment(3), 1000, runs, &BTreeMap::new());
+        let entered = &report.racks[0];
+        assert_eq!((entered.entered_bytes, entered.left_bytes, entered.entered_copies), (1050, 200, Some(1.05)));
+        let told: Vec<_> =
+            report.links.iter().map(|link| (link.from.as_ref().map(RackName::as_str), link.bytes)).collect();
+        assert_eq!(told, [(None, 600), (Some("r1"), 1000), (Some("r2"), 450)]);
+        assert!(report.links.iter().all(|link| link.to == Some(rack("r1"))));
+        let silent = super::report(&deployment(1), 1000, vec![run(0, 10_000)], &BTreeMap::new());
+        assert!(silent.links.is_empty() && silent.racks[0].entered_copies.is_none());
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::Outcome;
 use crate::ids::{Attempt, DeploymentId, Millis, NodeName, RackName};
+use crate::ledger::Ledger;
 use crate::life::Stage;
 
 /// Tries that are kept; the oldest go first.
@@ -35,6 +36,9 @@ pub struct Try {
     pub received_bytes: u64,
     /// Payload that the agent sent to others, in bytes, as it last reported.
     pub sent_bytes: u64,
+    /// With whom, as the agent told when the image was complete and again when it left the swarm.
+    #[serde(default, skip_serializing_if = "Ledger::is_empty")]
+    pub ledger: Ledger,
     /// Why it ended without a proof, as a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -102,6 +106,7 @@ impl Run {
             stages: Vec::new(),
             received_bytes: 0,
             sent_bytes: 0,
+            ledger: Ledger::default(),
             reason: None,
         });
     }
@@ -118,6 +123,13 @@ impl Run {
         if let Some(last) = self.tries.last_mut() {
             last.received_bytes = last.received_bytes.max(received_bytes);
             last.sent_bytes = last.sent_bytes.max(sent_bytes);
+        }
+    }
+
+    /// The agent has told with whom it exchanged what in its present try.
+    pub fn booked(&mut self, ledger: Ledger) {
+        if let Some(last) = self.tries.last_mut() {
+            last.ledger = ledger.bounded();
         }
     }
 

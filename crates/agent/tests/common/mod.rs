@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use fleet::disk::{Disk, DiskRule};
 use fleet::ids::Attempt;
+use fleet::ledger::Ledger;
 use fleet::post::Network;
 use image::{Error as ImageError, FileSource, Image, ImportOptions, PieceSource, Registry};
 use tokio::sync::Notify;
@@ -84,7 +85,7 @@ impl Controller {
 
     /// The reports that move a node's life.
     pub fn life(&self) -> Vec<&'static str> {
-        self.kinds().into_iter().filter(|kind| !matches!(*kind, "alive" | "progress")).collect()
+        self.kinds().into_iter().filter(|kind| !matches!(*kind, "alive" | "progress" | "ledger")).collect()
     }
 
     pub fn received_bytes(&self) -> u64 {
@@ -94,6 +95,12 @@ impl Controller {
             .filter_map(|r| if let ReportKind::Progress(p) = r { Some(p.received_bytes) } else { None })
             .max()
             .unwrap_or(0)
+    }
+
+    pub fn ledgers(&self) -> Vec<Ledger> {
+        let reports = self.reports.lock().unwrap();
+        let ledger = |report: &ReportKind| if let ReportKind::Ledger(l) = report { Some(l.clone()) } else { None };
+        reports.iter().filter_map(ledger).collect()
     }
 
     pub fn failure(&self) -> Option<(String, bool)> {
@@ -139,6 +146,7 @@ fn kind(report: &ReportKind) -> &'static str {
         ReportKind::Captured { .. } => "captured",
         ReportKind::FetchStarted { .. } => "fetch_started",
         ReportKind::Progress(_) => "progress",
+        ReportKind::Ledger(_) => "ledger",
         ReportKind::ImageVerified { .. } => "image_verified",
         ReportKind::PostActionDone { .. } => "post_action_done",
         ReportKind::PostActionsDone => "post_actions_done",

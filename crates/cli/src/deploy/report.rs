@@ -68,7 +68,8 @@ fn stages(report: &Report) -> String {
 }
 
 fn racks(report: &Report) -> String {
-    let mut table = output::table(["RACK", "NODES", "RUNNING", "FAILED", "MEDIAN", "RECEIVED", "SENT"]);
+    let columns = ["RACK", "NODES", "RUNNING", "FAILED", "MEDIAN", "RECEIVED", "SENT", "UPLINK IN", "OUT", "COPIES IN"];
+    let mut table = output::table(columns);
     for rack in &report.racks {
         table.add_row([
             or_dash(rack.rack.as_ref()),
@@ -78,6 +79,9 @@ fn racks(report: &Report) -> String {
             or_dash(rack.median_milliseconds.map(time)),
             bytes(rack.received_bytes),
             bytes(rack.sent_bytes),
+            or_dash(rack.entered_copies.map(|_| bytes(rack.entered_bytes))),
+            or_dash(rack.entered_copies.map(|_| bytes(rack.left_bytes))),
+            or_dash(rack.entered_copies.map(|copies| format!("{copies:.3}"))),
         ]);
     }
     output::text_of(&table, "no node has started yet")

@@ -263,6 +263,7 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
             let output = output.trim();
             let colon = if output.is_empty() { "" } else { ": " };
             let text = short(format!("{action} done in {milliseconds} ms{colon}{output}"));
+        ReportKind::Ledger(ledger) => Event::Booked { node, attempt, ledger: ledger.bounded() },
             Event::PostActionDone { node, attempt, text }
         }
         ReportKind::PostActionsDone => {

@@ -105,7 +105,9 @@ async fn report_deployment(State(app): State<App>, PathPart(id): PathPart<Deploy
             present.insert(run.node.clone(), passed);
             runs.insert(run.node.clone(), run);
         }
-        Ok(Json(report(deployment, runs.into_values().collect(), &present)))
+        let image = snapshot.images.get(&deployment.image).filter(|image| image.digest == deployment.digest);
+        let image_bytes = image.map_or(deployment.size_bytes, |image| image.used_bytes);
+        Ok(Json(report(deployment, image_bytes, runs.into_values().collect(), &present)))
     })
 }
 

@@ -13,6 +13,7 @@ use api::operator::{DeploymentView, ImageView, NewDeployment, NewNode, NodeSetti
 use bytes::Bytes;
 use fleet::disk::Disk;
 use fleet::ids::{Mac, NodeName};
+use fleet::ledger::{Ledger, Traffic};
 use fleet::life::Stage;
 use fleet::node::Progress;
 use rackswarm_controller::{Config, bind};
@@ -189,6 +190,7 @@ impl Agent {
                 text: format!("{}: an old file system is lost", disk()),
             },
             ReportKind::Progress(progress),
+            ReportKind::Ledger(from_the_controller(assignment.size_bytes)),
             ReportKind::ImageVerified { text: "all pieces verified".to_owned() },
             ReportKind::PostActionDone { action: "hostname".to_owned(), milliseconds: 3, output: "ok".to_owned() },
             ReportKind::PostActionsDone,
@@ -205,6 +207,13 @@ impl Agent {
             watch_processes: Vec::new(),
         }
     }
+}
+
+/// All of the image came from the controller's own seeder.
+fn from_the_controller(received_bytes: u64) -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.add(None, &Traffic { received_bytes, ..Traffic::default() });
+    ledger
 }
 
 pub fn proof(deployed: &DeployedConfig) -> Proof {
