@@ -273,6 +273,9 @@ impl Life<'_, Assignment> {
             fetched.corrupt_pieces
         );
         tracing::info!("the image is verified on the disk: {text}");
+        let ledger = swarm.ledger().await;
+        // Reports are answered in order, so the next one's answer stands for this.
+        drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         self.tell(ReportKind::ImageVerified { text }).await?;
 
         // Give before changing: pieces that post actions touch could not be given any more.
@@ -281,9 +284,6 @@ impl Life<'_, Assignment> {
         tracing::info!("gave {} MiB to others", ledger.sent_bytes() >> 20);
         drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         fetch::release(sink).await?;
-        let ledger = swarm.ledger().await;
-        // Reports are answered in order, so the next one's answer stands for this.
-        drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         self.watchdog.feed();
 
         if self.options.post {

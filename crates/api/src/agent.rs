@@ -171,6 +171,9 @@ pub enum ReportKind {
     },
     /// Fetching goes on; sent every second or two.
     Progress(Progress),
+    /// With whom the agent has exchanged how many bytes, all of the attempt: told when the image is complete, and
+    /// again when it leaves the swarm.
+    Ledger(Ledger),
     /// Every byte is on the disk and verified.
     ImageVerified {
         /// Bytes moved and times, as a sentence.
@@ -178,9 +181,6 @@ pub enum ReportKind {
     },
     /// One post action ended well.
     PostActionDone {
-    /// With whom the agent has exchanged how many bytes, all of the attempt: told when the image is complete, and
-    /// again when it leaves the swarm.
-    Ledger(Ledger),
         /// Its name.
         action: String,
         /// How long it took.

@@ -211,7 +211,6 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
             draft.live.progress = Some(*progress);
             Ok(draft.finish())
         }
-        }
         Event::Booked { node, attempt, ledger } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             draft.heard();
@@ -219,6 +218,7 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
                 run.booked(ledger.clone());
             }
             Ok(draft.finish())
+        }
         Event::ImageVerified { node, attempt, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             draft.advance(Cause::ImageVerified, "image_verified", text);

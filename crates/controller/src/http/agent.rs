@@ -258,12 +258,12 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
             Event::FetchStarted { node, attempt, disk: short(disk), text: short(text) }
         }
         ReportKind::Progress(progress) => Event::Progressed { node, attempt, progress },
+        ReportKind::Ledger(ledger) => Event::Booked { node, attempt, ledger: ledger.bounded() },
         ReportKind::ImageVerified { text } => Event::ImageVerified { node, attempt, text: short(text) },
         ReportKind::PostActionDone { action, milliseconds, output } => {
             let output = output.trim();
             let colon = if output.is_empty() { "" } else { ": " };
             let text = short(format!("{action} done in {milliseconds} ms{colon}{output}"));
-        ReportKind::Ledger(ledger) => Event::Booked { node, attempt, ledger: ledger.bounded() },
             Event::PostActionDone { node, attempt, text }
         }
         ReportKind::PostActionsDone => {
