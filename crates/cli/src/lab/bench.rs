@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use lab::bench;
+use sim::units::Rate;
 
 use crate::parse;
 
@@ -21,9 +22,21 @@ pub(crate) struct Arguments {
     /// A quarter of the bytes, a tenth of the machines and one run, for a first look; written to target/bench-quick
     #[arg(long)]
     quick: bool,
-    /// Machines of row enrol [default: 10000]
+    /// Machines of row enrol [default: 10000], nodes of row fig8 [default: 230]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_000))]
     nodes: Option<u32>,
+    /// Racks of row fig8 [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=250))]
+    racks: Option<u32>,
+    /// Size of row fig8's image [default: 32M]
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    bytes: Option<u64>,
+    /// Rate of a node's link in row fig8, such as 4Mbit
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// The agent's program, for row fig8
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
     /// Other clients too, where they are installed
     #[arg(long)]
     peers: bool,
@@ -69,6 +82,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         runs: if arguments.quick { 1 } else { arguments.runs.into() },
         quick: arguments.quick,
         nodes: arguments.nodes.map(|nodes| nodes as usize),
+        racks: arguments.racks.map(|racks| racks as usize),
+        bytes: arguments.bytes,
+        rate: arguments.rate.map(|rate| rate.0),
+        agent: arguments.agent,
         peers: arguments.peers,
         alone: arguments.alone,
         program,

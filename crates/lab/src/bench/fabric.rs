@@ -311,6 +311,12 @@ impl Counters {
         self.since(before, &format!("p{node}")).received.payload()
     }
 
+    /// Payload that a node sent between two moments.
+    #[must_use]
+    pub fn node_sent_since(&self, before: &Counters, node: usize) -> u64 {
+        self.since(before, &format!("p{node}")).sent.payload()
+    }
+
     /// Payload that entered a rack over its uplink between two moments.
     #[must_use]
     pub fn into_rack_since(&self, before: &Counters, rack: usize) -> u64 {

@@ -3,12 +3,14 @@
 //!
 //! [`rows`] says what runs and what must come out. A delivery: [`fabric`] builds the network, [`run`] watches it,
 //! [`method`] holds the ways to deliver. [`egress`] is the seeder alone, [`simulate`] the simulator. [`record`] keeps what
-//! was measured, [`report`] writes the tables. [`enrol`] is the controller alone, with machines that only talk.
+//! was measured, [`report`] writes the tables. [`enrol`] is the controller alone, with machines that only talk;
+//! [`figures`] is all of it together, drawn as the paper's figures.
 
 pub mod content;
 pub mod egress;
 pub mod enrol;
 pub mod fabric;
+pub mod figures;
 pub mod group;
 pub mod machine;
 pub mod method;
@@ -55,8 +57,16 @@ pub struct Options {
     pub runs: usize,
     /// A quarter of the bytes.
     pub quick: bool,
-    /// Machines that enrol, in place of the row's own number.
+    /// Machines that enrol or are installed, in place of the row's own number.
     pub nodes: Option<usize>,
+    /// Racks of row fig8, in place of its own number.
+    pub racks: Option<usize>,
+    /// Bytes of row fig8's image.
+    pub bytes: Option<u64>,
+    /// Rate of a node's link in row fig8, in bit/s.
+    pub rate: Option<u64>,
+    /// The agent's program, for row fig8.
+    pub agent: Option<PathBuf>,
     /// Other clients too, where they are installed.
     pub peers: bool,
     /// Only us, without the comparison of the same run.
@@ -101,7 +111,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let origin = Origin::find(options.command.clone(), &options.program, options.nice);
     let version = egress::version(&program);
     let folder = scratch.path().to_owned();
-    let mut bench = Bench { options, stop, folder, program, origin, version, session: Session::default() };
+    let mut bench = Bench { options, stop, folder, program, origin, version, session: Session::default(), files: Vec::new() };
     let mut jobs: Vec<Job> = Vec::new();
     for job in rows.iter().flat_map(|row| &row.jobs) {
         if !jobs.iter().any(|known| known.name() == job.name()) {
@@ -127,8 +137,17 @@ fn chosen(options: &Options) -> Result<Vec<Row>> {
     all.retain(|row| row.jobs.iter().all(|job| run.contains(&job.name())));
     for job in all.iter_mut().flat_map(|row| &mut row.jobs) {
         let other = options.piece_bytes.map_or(*job, |piece_bytes| job.with_pieces(piece_bytes));
+        let other = if options.quick { other.quick() } else { other };
         let other = options.nodes.map_or(other, |nodes| other.with_nodes(nodes));
-        *job = if options.quick { other.quick() } else { other };
+        *job = match other {
+            Job::Figures(load) => Job::Figures(figures::Load {
+                racks: options.racks.unwrap_or(load.racks),
+                bytes: options.bytes.unwrap_or(load.bytes),
+                link: options.rate.unwrap_or(load.link),
+                ..load
+            }),
+            other => other,
+        };
     }
     Ok(all)
 }
@@ -143,6 +162,8 @@ struct Bench<'a> {
     /// Of our own program.
     version: String,
     session: Session,
+    /// Pictures and numbers of good runs, to be written with their row.
+    files: Vec<figures::File>,
 }
 
 impl Bench<'_> {
@@ -152,6 +173,7 @@ impl Bench<'_> {
             Job::Delivery(task) => self.deliver(task),
             Job::Egress(load) => self.give(&job.name(), load),
             Job::Enrolment(load) => self.enrol(&job.name(), load),
+            Job::Figures(load) => self.figures(&job.name(), load),
             Job::Scenario(name, times) => {
                 let scenario = simulate::scenario(name, self.options.quick)?;
                 println!("==> {name}, simulated");
@@ -235,6 +257,31 @@ impl Bench<'_> {
             self.stop.check()?;
             self.keep((job, OURS, number), self.version.clone(), None, outcome);
         }
+        Ok(())
+    }
+
+    /// Runs once however many runs are asked for: one run is what the figures show.
+    fn figures(&mut self, job: &str, load: &figures::Load) -> Result<()> {
+        let agent = self.options.agent.as_deref().context(
+            "row fig8 needs the agent: `cargo xtask bench fig8` builds it; or name one with --agent FILE",
+        )?;
+        ensure!(agent.is_file(), "there is no agent {}", agent.display());
+        self.need_room(load.bytes * (load.nodes as u64 + 4), job)?;
+        let copy = self.folder.join("rackswarm-agent");
+        fs::copy(agent, &copy).with_context(|| format!("cannot copy {}", agent.display()))?;
+        println!("==> {job}: {} agents in {} racks, {} MiB", load.nodes, load.racks, load.bytes >> 20);
+        let setting = figures::Setting {
+            program: &self.program,
+            agent: &copy,
+            parent: &self.folder,
+            others_give_way: self.options.nice < 0,
+            patience: self.options.patience,
+            stop: &self.stop,
+        };
+        let (figures, files) = figures::run(load, &setting);
+        self.stop.check()?;
+        self.files = files;
+        self.keep((job, OURS, 1), self.version.clone(), None, Outcome::Figures(Box::new(figures)));
         Ok(())
     }
 
@@ -346,6 +393,8 @@ impl Bench<'_> {
             print!("{}", report::line(row, &self.session));
             if is_whole || self.has_every_run(row) {
                 report::write(&self.options.out, row, &self.session)?;
+                let drawn = self.files.iter().filter(|_| row.jobs.iter().any(|job| matches!(job, Job::Figures(_))));
+                drawn.into_iter().try_for_each(|(name, text)| report::put(&self.options.out, name, text))?;
             }
             good &= row.figures.iter().all(|figure| figure.is_met(&self.session));
         }
@@ -355,7 +404,7 @@ impl Bench<'_> {
     }
 
     fn has_every_run(&self, row: &Row) -> bool {
-        let runs = |job: &Job| if matches!(job, Job::Scenario(_, Times::Once)) { 1 } else { self.options.runs };
+        let runs = |job: &Job| if matches!(job, Job::Scenario(_, Times::Once) | Job::Figures(_)) { 1 } else { self.options.runs };
         row.jobs.iter().all(|job| self.session.of_job(&job.name()).all(|(_, records)| records.len() >= runs(job)))
     }
 }
@@ -387,6 +436,7 @@ fn told(name: &str, number: usize, outcome: &Outcome) -> String {
         Outcome::Loopback(run) => &run.error,
         Outcome::Simulated(run) => &run.error,
         Outcome::Enrolment(run) => &run.error,
+        Outcome::Figures(run) => &run.error,
     };
     if let Some(error) = error {
         return format!("{name} #{number}: failed: {error}");
@@ -415,6 +465,16 @@ fn told(name: &str, number: usize, outcome: &Outcome) -> String {
             run.cpu_enrol,
             run.cpu_settings,
             run.cpu_deploy
+        ),
+        Outcome::Figures(run) => format!(
+            "order to proof {:.1} to {:.1} s, mean {:.1}; delivery {:.1} s = {:.3} x bound, server {:.3} images, idle {:.2}",
+            run.installed.least,
+            run.installed.most,
+            run.installed.mean,
+            run.delivery,
+            run.over_bound,
+            run.server_images,
+            run.idle_share
         ),
     };
     format!("{name} #{number}: {text}{}", if outcome.noisy() { ", disturbed" } else { "" })
@@ -446,6 +506,10 @@ mod tests {
             runs: 3,
             quick,
             nodes: None,
+            racks: None,
+            bytes: None,
+            rate: None,
+            agent: None,
             peers: false,
             alone: false,
             program: PathBuf::new(),

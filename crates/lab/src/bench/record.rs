@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::egress::Egress;
 use super::enrol::Enrolment;
+use super::figures::Figures;
 use super::machine;
 use super::run::Measured;
 use super::simulate::Simulated;
@@ -75,6 +76,8 @@ pub enum Outcome {
     Simulated(Simulated),
     /// The controller on loopback, with machines that only talk.
     Enrolment(Enrolment),
+    /// The paper's figures, in network namespaces.
+    Figures(Box<Figures>),
 }
 
 impl Outcome {
@@ -86,6 +89,7 @@ impl Outcome {
             Outcome::Loopback(run) => run.ok,
             Outcome::Simulated(run) => run.ok,
             Outcome::Enrolment(run) => run.ok,
+            Outcome::Figures(run) => run.ok,
         }
     }
 
@@ -97,6 +101,7 @@ impl Outcome {
             Outcome::Loopback(run) => run.noisy,
             Outcome::Simulated(run) => run.noisy,
             Outcome::Enrolment(run) => run.noisy,
+            Outcome::Figures(run) => run.noisy,
         }
     }
 
@@ -108,6 +113,7 @@ impl Outcome {
             Outcome::Loopback(run) => run.foreign_cpu,
             Outcome::Simulated(run) => run.foreign_cpu,
             Outcome::Enrolment(run) => run.foreign_cpu,
+            Outcome::Figures(run) => run.foreign_cpu,
         }
     }
 }
@@ -197,6 +203,15 @@ impl Session {
         self.good(job, OURS)
             .into_iter()
             .filter_map(|run| if let Outcome::Enrolment(run) = run { Some(run) } else { None })
+            .collect()
+    }
+
+    /// The good runs of the paper's figures.
+    #[must_use]
+    pub fn drawn(&self, job: &str) -> Vec<&Figures> {
+        self.good(job, OURS)
+            .into_iter()
+            .filter_map(|run| if let Outcome::Figures(run) = run { Some(run.as_ref()) } else { None })
             .collect()
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::egress::{Egress, Load};
 use super::enrol::{self, Enrolment, Spread};
+use super::figures;
 use super::record::{OURS, Origin, Outcome, Record, Session, median, middle};
 use super::rows::{self, Figure, Goal, Job, Row, Task};
 use super::run::{Course, Measured};
@@ -52,7 +53,11 @@ pub fn summary(folder: &Path) -> Result<()> {
     put(folder, "README.md", &text)
 }
 
-fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
+/// Writes one file of the results.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
     let path = folder.join(name);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -117,6 +122,7 @@ fn details(job: &Job, session: &Session) -> String {
         Job::Delivery(task) => delivery(task, session),
         Job::Egress(load) => egress(load, &job.name(), session),
         Job::Enrolment(load) => enrolment(load, &job.name(), session),
+        Job::Figures(_) => session.drawn(&job.name()).into_iter().map(figures::page).collect(),
         Job::Scenario(name, _) => format!(
             "\n{name}: `rackswarm sim bench/scenarios/{name}.toml`, without its limits\n\n{}",
             simulations(&job.name(), session)

@@ -6,6 +6,7 @@ use super::content::Content;
 use super::egress::{Load, Way};
 use super::enrol::{self, Enrolment};
 use super::fabric::Plan;
+use super::figures::{self, Figures};
 use super::record::{OURS, Session, middle};
 use super::run::{Course, Measured};
 use super::simulate::Simulated;
@@ -100,6 +101,8 @@ pub enum Job {
     Egress(Load),
     /// One controller on loopback, and machines that only talk.
     Enrolment(enrol::Load),
+    /// Server and agents together, drawn as the paper's figures.
+    Figures(figures::Load),
     /// A file of bench/scenarios in virtual time, once for each run or once for all.
     Scenario(&'static str, Times),
     /// A delivery's own work in virtual time.
@@ -123,6 +126,7 @@ impl Job {
             Job::Delivery(task) => task.name.to_owned(),
             Job::Egress(_) => EGRESS.to_owned(),
             Job::Enrolment(_) => ENROLMENT.to_owned(),
+            Job::Figures(_) => FIGURES.to_owned(),
             Job::Scenario(name, _) => (*name).to_owned(),
             Job::Twin(task) => twin_of(task.name),
         }
@@ -137,7 +141,7 @@ impl Job {
     /// It makes namespaces or control groups.
     #[must_use]
     pub fn needs_root(&self) -> bool {
-        matches!(self, Job::Delivery(_) | Job::Egress(_))
+        matches!(self, Job::Delivery(_) | Job::Egress(_) | Job::Figures(_))
     }
 
     /// The same with a quarter of the bytes or a tenth of the machines, for a first look.
@@ -147,6 +151,7 @@ impl Job {
             Job::Delivery(task) => Job::Delivery(quick(task)),
             Job::Egress(load) => Job::Egress(Load { bytes: load.bytes / 4, length: load.length / 4, ..load }),
             Job::Enrolment(load) => self.with_nodes(load.nodes / 10),
+            Job::Figures(load) => Job::Figures(figures::Load { nodes: 20, racks: 2, bytes: load.bytes / 4, ..load }),
             Job::Scenario(..) => self,
             Job::Twin(task) => Job::Twin(quick(task)),
         }
@@ -158,16 +163,17 @@ impl Job {
         match self {
             Job::Delivery(task) => Job::Delivery(Task { piece_bytes, ..task }),
             Job::Egress(load) => Job::Egress(Load { piece_bytes, ..load }),
-            Job::Enrolment(_) | Job::Scenario(..) => self,
+            Job::Enrolment(_) | Job::Figures(_) | Job::Scenario(..) => self,
             Job::Twin(task) => Job::Twin(Task { piece_bytes, ..task }),
         }
     }
 
-    /// The same with so many machines, where those only talk.
+    /// The same with so many machines, where the row is one of machines and not of links.
     #[must_use]
     pub fn with_nodes(self, nodes: usize) -> Job {
         match self {
             Job::Enrolment(load) => Job::Enrolment(enrol::Load { nodes: nodes.max(1), ..load }),
+            Job::Figures(load) => Job::Figures(figures::Load { nodes, ..load }),
             other => other,
         }
     }
@@ -175,6 +181,7 @@ impl Job {
 
 const EGRESS: &str = "egress";
 const ENROLMENT: &str = "enrolment";
+const FIGURES: &str = "figures";
 
 fn twin_of(task: &str) -> String {
     format!("simulated {task}")
@@ -297,7 +304,7 @@ pub fn measured_by(task: &str) -> Option<&'static str> {
 /// All rows.
 #[must_use]
 pub fn all() -> Vec<Row> {
-    [delivered(), web(), bytes(), faults(), apart(), vec![control()]].into_iter().flatten().collect()
+    [delivered(), web(), bytes(), faults(), apart(), vec![control(), paper()]].into_iter().flatten().collect()
 }
 
 /// Makespan, egress, CPU and memory of one rack and of several.
@@ -578,6 +585,39 @@ fn control() -> Row {
             }),
         ],
     }
+}
+
+/// The paper's Figures 8 to 10.
+fn paper() -> Row {
+    let load = figures::Load { nodes: 230, racks: 10, bytes: 32 * MIB, link: 4 * MBIT };
+    Row {
+        id: "fig8",
+        what: "the paper's Figures 8 to 10: server, tracker and agents, 230 nodes in 10 racks",
+        kind: Kind::Namespaces,
+        jobs: vec![Job::Figures(load)],
+        figures: vec![
+            Figure::at_least("every node proved with the whole image on its disk: runs", 1.0, 1.0, |session| {
+                drawn(session, |run| Some(f64::from(u8::from(run.ok))))
+            }),
+            Figure::told("s from the order to the proof, mean of the nodes", |session| {
+                drawn(session, |run| Some(run.installed.mean))
+            }),
+            Figure::told("the same, the slowest", |session| drawn(session, |run| Some(run.installed.most))),
+            Figure::told("first fetch to last verified image / bound", |session| {
+                drawn(session, |run| Some(run.over_bound))
+            }),
+            Figure::told("into the busiest rack over its uplink, by the agents' ledgers: images", |session| {
+                drawn(session, |run| run.reported_rack_images)
+            }),
+            Figure::told("simulated, 1 Gbit/s, stages of virtual machines: min, mean of the nodes", |session| {
+                drawn(session, |run| run.simulated.first().map(|run| run.installed.mean / 60.0))
+            }),
+        ],
+    }
+}
+
+fn drawn(session: &Session, figure: impl Fn(&Figures) -> Option<f64>) -> Vec<f64> {
+    session.drawn(FIGURES).into_iter().filter_map(figure).collect()
 }
 
 fn enrolled(session: &Session, figure: impl Fn(&Enrolment) -> f64) -> Vec<f64> {

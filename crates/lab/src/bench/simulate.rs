@@ -88,8 +88,20 @@ pub struct Setting<'a> {
 #[must_use]
 pub fn run(scenario: &str, seed: u64, setting: &Setting<'_>) -> Simulated {
     let failed = |error| Simulated { error: Some(format!("{error:#}")), seed, ..Simulated::default() };
-    let simulated = attempt(scenario, seed, setting).unwrap_or_else(failed);
+    let simulated = attempt(scenario, seed, setting, None).unwrap_or_else(failed);
     Simulated { scenario: scenario.to_owned(), ..simulated }
+}
+
+/// Simulates a scenario once and writes what became of each node, as `rackswarm sim --csv` does.
+///
+/// # Errors
+/// When it cannot be simulated, or not every node finished.
+pub fn with_nodes(scenario: &str, seed: u64, setting: &Setting<'_>, csv: &Path) -> Result<Simulated> {
+    let simulated = attempt(scenario, seed, setting, Some(csv))?;
+    match &simulated.error {
+        None => Ok(Simulated { scenario: scenario.to_owned(), ..simulated }),
+        Some(error) => bail!("the simulation failed: {error}"),
+    }
 }
 
 /// Simulates the delivery of a row once. That both reckon with the same bound is made sure of.
@@ -145,7 +157,7 @@ pub fn scenario_of(task: &Task) -> String {
     text + "\n[network]\nmodel = \"blocks\"\npackets_per_acknowledgement = 2\n"
 }
 
-fn attempt(scenario: &str, seed: u64, setting: &Setting<'_>) -> Result<Simulated> {
+fn attempt(scenario: &str, seed: u64, setting: &Setting<'_>, csv: Option<&Path>) -> Result<Simulated> {
     let folder = Scratch::new(setting.parent)?;
     let file = folder.path().join("scenario.toml");
     fs::write(&file, scenario)?;
@@ -154,6 +166,9 @@ fn attempt(scenario: &str, seed: u64, setting: &Setting<'_>) -> Result<Simulated
     let _free = machine::wait_until_idle(setting.patience);
     let mut sim = Command::new(setting.program);
     sim.arg("sim").arg(&file).args(["--json", "--seed", &seed.to_string()]);
+    if let Some(csv) = csv {
+        sim.arg("--csv").arg(csv);
+    }
     sim.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
     let begun = Instant::now();
     let mut child = Ended(sim.spawn().context("`rackswarm sim` cannot be started")?);
