@@ -118,8 +118,7 @@ pub fn is_welcome(keeper: &Keeper, mac: Mac) -> bool {
     let welcome = keeper.read(|state| {
         let snapshot = state.snapshot();
         snapshot.macs.contains_key(&mac)
-            || snapshot.nodes.len() < STRANGERS
-            || snapshot.nodes.values().filter(|node| !node.approved).count() < STRANGERS
+            || snapshot.strangers.len() < STRANGERS
     });
     if !welcome {
         tracing::warn!(%mac, "passed over: {STRANGERS} machines wait for approval already; approve or remove some");

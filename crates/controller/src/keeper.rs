@@ -5,15 +5,17 @@
 //! [`crate::reconcile`]. What is queued while the store is busy goes into the
 //! next transaction together, so a burst costs few of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use api::operator::StreamEvent;
 use boot::director::Lease;
+use fleet::agenda::Touched;
 use fleet::change::{Change, Note, Snapshot};
+use fleet::deployment::Deployment;
 use fleet::event::Event;
 use fleet::ids::{DeploymentId, Mac, Millis, NodeName};
 use fleet::intake::{Refused, intake};
@@ -37,6 +39,10 @@ const BATCH: usize = 256;
 const STREAM: usize = 4_096;
 /// How often a batch is tried when another writer was faster.
 const TRIES: u32 = 8;
+/// Deployments of more nodes than this are large events of the stream.
+const LARGE: usize = 100;
+/// Between two of them, in milliseconds.
+const PAUSE_MILLISECONDS: u64 = 1_000;
 /// How long an event may wait for its turn and its transaction.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -54,6 +60,8 @@ struct Shared {
     state: RwLock<State>,
     stream: broadcast::Sender<Arc<StreamEvent>>,
     changed: Notify,
+    /// What has changed since [`crate::reconcile`] looked last.
+    touched: Mutex<Touched>,
     lost: AtomicU64,
     store: Arc<dyn Store>,
     clock: Clock,
@@ -93,17 +101,20 @@ impl Keeper {
         tracing::info!(revision = revision.0, nodes = snapshot.nodes.len(), "state loaded");
         let (queue, told) = mpsc::channel(QUEUE);
         let ahead = snapshot.clone();
+        let touched = Mutex::new(Touched::everything(&snapshot));
         let shared = Arc::new(Shared {
             queue,
             state: RwLock::new(State::new(snapshot, leases)),
             stream: broadcast::channel(STREAM).0,
             changed: Notify::new(),
+            touched,
             lost: AtomicU64::new(0),
             store,
             clock,
             policy,
         });
-        let writer = Writer { shared: Arc::clone(&shared), ahead, revision, unsure: false };
+        let told_of = DeploymentsTold::default();
+        let writer = Writer { shared: Arc::clone(&shared), ahead, revision, unsure: false, told: told_of };
         let task = tokio::spawn(writer.run(told, stop));
         Ok((Self { shared }, task))
     }
@@ -195,6 +206,12 @@ impl Keeper {
         self.shared.changed.notified().await;
     }
 
+    /// What has changed since the last call; at first, everything.
+    #[must_use]
+    pub fn take_touched(&self) -> Touched {
+        std::mem::take(&mut *self.shared.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Events that found the queue full and were dropped.
     #[must_use]
     pub fn lost_total(&self) -> u64 {
@@ -217,7 +234,7 @@ impl Keeper {
 /// The latest moment that the state knows of.
 fn newest(snapshot: &Snapshot) -> Millis {
     let nodes = snapshot.nodes.values().map(|node| node.stage_since);
-    let deployments = snapshot.deployments.values().map(|d| d.finished_at.unwrap_or(d.created_at));
+    let deployments = snapshot.deployments.values().map(|d| d.course.finished_at.unwrap_or(d.created_at));
     nodes.chain(deployments).max().unwrap_or_default()
 }
 
@@ -228,6 +245,7 @@ struct Writer {
     revision: Revision,
     /// A transaction ended without an answer; the store must be asked what it holds.
     unsure: bool,
+    told: DeploymentsTold,
 }
 
 /// What a batch of events comes to: all changes, and which of them, or which
@@ -242,6 +260,10 @@ impl Writer {
         loop {
             let first = tokio::select! {
                 first = told.recv() => first,
+                () = self.until_due() => {
+                    self.publish(&[]);
+                    continue;
+                }
                 () = stop.cancelled() => {
                     // What was said before the end is still taken in.
                     told.close();
@@ -256,6 +278,15 @@ impl Writer {
                 batch.push(next);
             }
             self.serve(batch).await;
+        }
+    }
+
+    /// Returns when listeners are to hear of a deployment that has changed.
+    async fn until_due(&self) {
+        match self.told.wait(self.shared.clock.now()) {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None if self.told.changed.is_empty() => std::future::pending().await,
+            None => {}
         }
     }
 
@@ -330,16 +361,23 @@ impl Writer {
     }
 
     /// Makes stored changes visible, then tells.
-    fn publish(&self, changes: &[Change]) {
-        if changes.is_empty() {
-            return;
-        }
+    fn publish(&mut self, changes: &[Change]) {
         let listened = self.shared.stream.receiver_count() > 0;
         let events = {
             let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-            changes.iter().for_each(|change| state.apply(change));
+            let mut touched = self.shared.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            for change in changes {
+                touched.add(state.snapshot(), change);
+                state.apply(change);
+            }
+            drop(touched);
             let now = self.shared.clock.now();
-            if listened { stream_events(&state, &self.shared.policy, changes, now) } else { Vec::new() }
+            if listened {
+                stream_events(&state, &self.shared.policy, changes, &mut self.told, now)
+            } else {
+                self.told = DeploymentsTold::default();
+                Vec::new()
+            }
         };
         for event in events {
             // The last listener may just have gone.
@@ -378,9 +416,14 @@ fn remark(snapshot: &Snapshot, now: Millis, mac: Mac, kind: &str, text: &str) ->
     })]
 }
 
-fn stream_events(state: &State, policy: &Policy, changes: &[Change], now: Millis) -> Vec<StreamEvent> {
+fn stream_events(
+    state: &State,
+    policy: &Policy,
+    changes: &[Change],
+    told: &mut DeploymentsTold,
+    now: Millis,
+) -> Vec<StreamEvent> {
     let mut events = Vec::new();
-    let mut deployments = BTreeMap::new();
     let mut touched = BTreeSet::new();
     for change in changes {
         match change {
@@ -392,8 +435,8 @@ fn stream_events(state: &State, policy: &Policy, changes: &[Change], now: Millis
             }
             Change::DropNode(name) => events.push(StreamEvent::NodeGone { name: name.clone() }),
             Change::Note(note) => events.push(StreamEvent::Timeline(view::line(note))),
-            Change::PutDeployment(deployment) => {
-                deployments.insert(deployment.id, deployment);
+            Change::PutDeployment(Deployment { id, .. }) | Change::PutOutcome(id, ..) | Change::PutCourse(id, _) => {
+                told.changed.insert(*id);
             }
             Change::PutRack(_)
             | Change::DropRack(_)
@@ -404,10 +447,39 @@ fn stream_events(state: &State, policy: &Policy, changes: &[Change], now: Millis
             | Change::DropImage(_) => {}
         }
     }
-    // Of several in one batch the last says everything.
-    let views = deployments.into_values().map(|deployment| view::deployment(state.snapshot(), policy, deployment, now));
-    events.extend(views.map(|view| StreamEvent::Deployment(Box::new(view))));
+    events.extend(told.due(state, policy, now));
     let nodes = touched.into_iter().filter_map(|name| state.snapshot().nodes.get(name));
     events.extend(nodes.map(|node| StreamEvent::Node(Box::new(view::node(state, policy, node)))));
     events
+}
+
+/// Deployments that have changed and of which listeners do not know it yet. One of thousands of nodes is a large event and
+/// changes many times a second, so it is told of at most once in [`PAUSE_MILLISECONDS`], with all that has changed by then.
+#[derive(Default)]
+struct DeploymentsTold {
+    changed: BTreeSet<DeploymentId>,
+    last: Option<Millis>,
+}
+
+impl DeploymentsTold {
+    fn due(&mut self, state: &State, policy: &Policy, now: Millis) -> Vec<StreamEvent> {
+        let snapshot = state.snapshot();
+        let found = |id: &DeploymentId| snapshot.deployments.get(id);
+        let is_large = self.changed.iter().filter_map(found).any(|deployment| deployment.outcomes.len() > LARGE);
+        if self.changed.is_empty() || is_large && self.wait(now).is_some() {
+            return Vec::new();
+        }
+        self.last = Some(now);
+        let changed = std::mem::take(&mut self.changed);
+        let views =
+            changed.iter().filter_map(found).map(|deployment| view::deployment(snapshot, policy, deployment, now));
+        views.map(|view| StreamEvent::Deployment(Box::new(view))).collect()
+    }
+
+    /// How long what has changed must wait.
+    fn wait(&self, now: Millis) -> Option<Duration> {
+        let last = self.last.filter(|_| !self.changed.is_empty())?;
+        let over = last.plus(PAUSE_MILLISECONDS).since(now);
+        (over > 0).then(|| Duration::from_millis(over))
+    }
 }

@@ -1,15 +1,18 @@
-//! Does what follows from the state, again and again. Events only wake it;
-//! what is to be done always comes from [`fleet::plan::plan`], so a controller
-//! that was restarted in the middle of a job does not notice the difference.
+//! Does what follows from the state, again and again. Events only wake it and say
+//! what they touched; what is to be done always comes from the state
+//! ([`fleet::agenda`]), so a controller that was restarted in the middle of a job
+//! does not notice the difference.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fleet::agenda::{Agenda, Touched};
 use fleet::event::Event;
 use fleet::ids::{Attempt, Millis, NodeName};
 use fleet::life::Stage;
-use fleet::plan::{Action, plan};
+use fleet::plan::Action;
+use futures_util::{StreamExt, stream};
 use power::{BootDevice, Outcome};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -21,6 +24,8 @@ use crate::switchboard::{End, Switchboard, driver};
 
 /// Between two plans, so that a storm of events costs few of them.
 const PACE: Duration = Duration::from_millis(50);
+/// Passed deadlines that are told at the same time; the keeper puts them into one transaction.
+const AT_ONCE: usize = 256;
 /// A result that could not be stored is told again so many times, a second apart.
 const TELL_TRIES: u32 = 30;
 
@@ -29,15 +34,15 @@ const TELL_TRIES: u32 = 30;
 pub async fn run(keeper: Keeper, switchboard: Arc<Switchboard>, stop: CancellationToken) {
     let mut at_work = AtWork::new(switchboard);
     let begun = Arc::clone(&at_work.begun);
+    let mut agenda = Agenda::default();
     loop {
         let now = keeper.now();
-        let mut next = keeper.read(|state| plan(state.snapshot(), keeper.policy(), &driver, now));
-        for event in next.overdue.drain(..) {
-            if let Err(error) = keeper.tell(event).await {
-                tracing::warn!(%error, "a passed deadline was not taken in");
-                next.wake_at = Some(now.plus(1_000));
-            }
-        }
+        agenda.touch(keeper.take_touched());
+        agenda.touch(at_work.take_ended());
+        let next = keeper.read(|state| agenda.plan(state.snapshot(), keeper.policy(), &driver, now));
+        // Together, so that a rack that lost its power costs few transactions.
+        let told = stream::iter(next.overdue).for_each_concurrent(AT_ONCE, |event| tell_overdue(&keeper, event));
+        told.await;
         for action in next.actions {
             at_work.begin(&keeper, action);
         }
@@ -53,6 +58,13 @@ pub async fn run(keeper: Keeper, switchboard: Arc<Switchboard>, stop: Cancellati
     }
 }
 
+/// The agenda asks again for what comes to nothing.
+async fn tell_overdue(keeper: &Keeper, event: Event) {
+    if let Err(error) = keeper.tell(event).await {
+        tracing::warn!(%error, "a passed deadline was not taken in");
+    }
+}
+
 async fn sleep_until(keeper: &Keeper, moment: Option<Millis>) {
     match moment {
         Some(at) => tokio::time::sleep(Duration::from_millis(at.since(keeper.now()))).await,
@@ -65,6 +77,8 @@ struct AtWork {
     jobs: JoinSet<()>,
     nodes: BTreeMap<NodeName, Attempt>,
     ids: HashMap<Id, NodeName>,
+    /// Nodes whose actions have ended since the last plan.
+    ended: Touched,
     switchboard: Arc<Switchboard>,
     /// Told when a job's turn has come.
     begun: Arc<Notify>,
@@ -72,7 +86,14 @@ struct AtWork {
 
 impl AtWork {
     fn new(switchboard: Arc<Switchboard>) -> Self {
-        Self { jobs: JoinSet::new(), nodes: BTreeMap::new(), ids: HashMap::new(), switchboard, begun: Arc::default() }
+        Self {
+            jobs: JoinSet::new(),
+            nodes: BTreeMap::new(),
+            ids: HashMap::new(),
+            ended: Touched::default(),
+            switchboard,
+            begun: Arc::default(),
+        }
     }
 
     /// Begins an action unless the node has one. One for an older attempt must
@@ -109,7 +130,11 @@ impl AtWork {
         self.ids.insert(job.id(), name);
     }
 
-    /// Returns when an action has ended; never, while there is none.
+    fn take_ended(&mut self) -> Touched {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Returns when an action has ended; never, while there is none. The node is looked at again: it may want another one.
     async fn ended(&mut self) {
         let id = match self.jobs.join_next_with_id().await {
             None => return std::future::pending().await,
@@ -118,6 +143,7 @@ impl AtWork {
         };
         if let Some(node) = self.ids.remove(&id) {
             self.nodes.remove(&node);
+            self.ended.node(&node);
         }
     }
 }

@@ -78,8 +78,7 @@ pub fn line(note: &Note) -> TimelineLine {
 /// A rack, with how many of its nodes are in each stage.
 #[must_use]
 pub fn rack(state: &State, rack: &Rack) -> RackView {
-    let nodes = state.snapshot().nodes.values().filter(|node| node.rack.as_ref() == Some(&rack.name));
-    RackView { name: rack.name.clone(), post: rack.post.clone(), stages: stages(nodes) }
+    RackView { name: rack.name.clone(), post: rack.post.clone(), stages: stages(state.snapshot().in_rack(&rack.name)) }
 }
 
 /// A set, with how many nodes belong to it.

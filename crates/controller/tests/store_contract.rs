@@ -13,7 +13,7 @@ use fleet::ids::{Attempt, DeploymentId, Digest, Mac, Millis};
 use fleet::life::Stage;
 use fleet::node::{Live, Node, Rack, TokenHash};
 use fleet::post::PostSettings;
-use fleet::rollout::{Budget, Group, Rollout, Wave, WaveKind};
+use fleet::rollout::{Budget, Group, PausedBy, Rollout, Wave, WaveKind};
 use fleet::run::Run;
 use fleet::set::{MachineSet, Synced};
 use rackswarm_controller::Error;
@@ -106,6 +106,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("since", |store| Box::pin(since(store))),
     ("timelines", |store| Box::pin(timelines(store))),
     ("runs", |store| Box::pin(runs(store))),
+    ("outcomes", |store| Box::pin(outcomes(store))),
     ("leases", |store| Box::pin(leases(store))),
     ("readers", |store| Box::pin(readers(store))),
     ("oracle", |store| Box::pin(oracle(store))),
@@ -155,10 +156,31 @@ async fn runs(store: Arc<dyn Store>) {
     assert!(store.runs(DeploymentId(3)).await.unwrap().is_empty());
     // Of several in one transaction the last counts.
     let mut ended = deployment(1);
-    ended.finished_at = Some(Millis(7));
+    ended.course.finished_at = Some(Millis(7));
     let changes = [Change::PutDeployment(deployment(1)), note("n1", 1), Change::PutDeployment(ended.clone())];
     store.apply(base.next(), &changes).await.unwrap();
     assert_eq!(store.load().await.unwrap().0.deployments.values().collect::<Vec<_>>(), [&ended]);
+}
+
+/// What changes of a deployment is kept beside its body, until the body is written anew.
+async fn outcomes(store: Arc<dyn Store>) {
+    let n1 = || "n1".parse().unwrap();
+    let mut expected = deployment(1);
+    let base = store.apply(Revision(0), &[Change::PutDeployment(expected.clone())]).await.unwrap();
+    expected.outcomes.insert(n1(), Outcome::Running { milliseconds: 5 });
+    expected.course.pause(None, PausedBy::Operator, "an operator asked for it", Millis(9));
+    let changes = [
+        Change::PutOutcome(DeploymentId(1), n1(), Outcome::LetGo),
+        Change::PutCourse(DeploymentId(1), Box::new(expected.course.clone())),
+        Change::PutOutcome(DeploymentId(1), n1(), Outcome::Running { milliseconds: 5 }),
+    ];
+    let base = store.apply(base, &changes).await.unwrap();
+    assert_eq!(store.load().await.unwrap().0.deployments[&DeploymentId(1)], expected);
+    let whole = deployment(1);
+    let base = store.apply(base, &[Change::PutDeployment(whole.clone())]).await.unwrap();
+    assert_eq!(store.load().await.unwrap().0.deployments[&DeploymentId(1)], whole);
+    store.apply(base, &[Change::PutOutcome(DeploymentId(1), n1(), Outcome::LetGo)]).await.unwrap();
+    assert_eq!(store.load().await.unwrap().0.deployments[&DeploymentId(1)].outcomes[&n1()], Outcome::LetGo);
 }
 
 async fn conflict(store: Arc<dyn Store>) {
@@ -280,7 +302,7 @@ async fn oracle(store: Arc<dyn Store>) {
 fn any_change(random: &mut StdRng) -> Change {
     let number: u8 = random.random_range(0..4);
     let name = format!("n{number}");
-    match random.random_range(0..12) {
+    match random.random_range(0..15) {
         0..4 => {
             // Each node has a MAC address of its own, as intake sees to.
             let mut node = node(&name, number);
@@ -293,6 +315,19 @@ fn any_change(random: &mut StdRng) -> Change {
         7 => Change::PutDeployment(deployment(u64::from(number) + 1)),
         8 => Change::PutSet(set(&name)),
         9 => Change::DropSet(name.parse().unwrap()),
+        10 => {
+            let running = Outcome::Running { milliseconds: random.random_range(0..1000) };
+            Change::PutOutcome(
+                DeploymentId(u64::from(number) + 1),
+                format!("n{}", random.random_range(1..4)).parse().unwrap(),
+                running,
+            )
+        }
+        11 => {
+            let mut course = deployment(1).course;
+            course.pause(None, PausedBy::Operator, &name, Millis(random.random_range(0..1000)));
+            Change::PutCourse(DeploymentId(u64::from(number) + 1), Box::new(course))
+        }
         _ => note(&name, random.random_range(0..1000)),
     }
 }
@@ -336,9 +371,9 @@ async fn newer(url: &str) {
         .unwrap();
     connection.close().await.unwrap();
     let refused = SqlStore::open(url, None).await.unwrap_err();
-    assert!(matches!(refused, Error::NewerDatabase { found: 4711, known: 3, .. }), "{refused}");
+    assert!(matches!(refused, Error::NewerDatabase { found: 4711, known: 4, .. }), "{refused}");
     let sentence = refused.to_string();
-    assert!(sentence.contains("version 4711") && sentence.contains("up to 3"), "{sentence}");
+    assert!(sentence.contains("version 4711") && sentence.contains("up to 4"), "{sentence}");
 }
 
 fn node(name: &str, mac: u8) -> Node {
@@ -389,7 +424,7 @@ fn deployment(id: u64) -> Deployment {
     let rollout = Rollout { failure_budget_per_rack: Some(Budget::Percent(50)), ..Rollout::default() };
     let mut deployment = Deployment::new(DeploymentId(id), &image, rollout, vec![wave], Millis(1_700_000_000_000));
     let failed = Outcome::Failed { reason: "no disk".to_owned() };
-    deployment.settle(&"n2".parse().unwrap(), failed, Millis(1_700_000_000_001));
-    assert_eq!(deployment.paused_racks.len(), 1);
+    deployment.outcomes.insert("n2".parse().unwrap(), failed);
+    deployment.course.pause(Some("r1".parse().unwrap()), PausedBy::Failures, "no disk", Millis(1_700_000_000_001));
     deployment
 }

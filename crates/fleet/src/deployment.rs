@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{DeploymentId, Digest, ImageName, Millis, NodeName, RackName};
-use crate::rollout::{FAILED_LEADERS, Order, Pause, PausedBy, Rollout, Wave, WaveKind};
+use crate::rollout::{FAILED_LEADERS, Order, Outlook, Pause, PausedBy, Place, Rollout, Tally, Wave, WaveKind};
 
 /// An image that can be deployed, as the registry knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,10 +89,6 @@ pub struct Deployment {
     pub size_bytes: u64,
     /// When it was asked for.
     pub created_at: Millis,
-    /// When its last node got its outcome, or when it was cancelled.
-    pub finished_at: Option<Millis>,
-    /// Whether it goes on.
-    pub state: DeploymentState,
     /// Its nodes and what became of them.
     pub outcomes: BTreeMap<NodeName, Outcome>,
     /// How it goes on.
@@ -101,6 +97,19 @@ pub struct Deployment {
     /// Its nodes in the order in which they start. Empty only for those of earlier versions, whose nodes have started.
     #[serde(default)]
     pub waves: Vec<Wave>,
+    /// How far it is as a whole.
+    #[serde(flatten)]
+    pub course: Course,
+}
+
+/// How far a deployment is as a whole: what changes beside its nodes' outcomes, and is small.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Course {
+    /// Whether it goes on.
+    pub state: DeploymentState,
+    /// When its last node got its outcome, or when it was cancelled.
+    #[serde(default)]
+    pub finished_at: Option<Millis>,
     /// How many waves have begun.
     #[serde(default)]
     pub begun: usize,
@@ -124,119 +133,117 @@ impl Deployment {
     pub fn new(id: DeploymentId, image: &ImageInfo, rollout: Rollout, waves: Vec<Wave>, now: Millis) -> Self {
         let nodes = waves.iter().flat_map(Wave::nodes).map(|(_, name)| name.clone());
         let outcomes: BTreeMap<NodeName, Outcome> = nodes.map(|name| (name, Outcome::Pending)).collect();
-        let mut deployment = Self {
-            id,
-            image: image.name.clone(),
-            digest: image.digest,
-            size_bytes: image.size_bytes,
-            created_at: now,
-            finished_at: None,
+        let mut course = Course {
             state: DeploymentState::Active,
-            outcomes,
-            rollout,
-            waves,
+            finished_at: None,
             begun: 0,
             paused: None,
             paused_racks: BTreeMap::new(),
             forgiven: BTreeSet::new(),
             log: Vec::new(),
         };
-        let text = format!("image {} ({}) for {} nodes", image.name, image.digest, deployment.outcomes.len());
-        deployment.tell(now, "asked", &text);
-        deployment
-    }
-
-    /// Notes what became of `node`, what follows for the others, and the end of the deployment if it was the last. A node
-    /// that is not part of it changes nothing.
-    pub fn settle(&mut self, node: &NodeName, outcome: Outcome, now: Millis) {
-        let Some(slot) = self.outcomes.get_mut(node) else { return };
-        *slot = outcome.clone();
-        if self.state != DeploymentState::Active {
-            return;
+        let text = format!("image {} ({}) for {} nodes", image.name, image.digest, outcomes.len());
+        course.tell(now, "asked", &text);
+        Self {
+            id,
+            image: image.name.clone(),
+            digest: image.digest,
+            size_bytes: image.size_bytes,
+            created_at: now,
+            outcomes,
+            rollout,
+            waves,
+            course,
         }
-        if self.outcomes.values().all(|o| *o != Outcome::Pending) {
-            self.state = DeploymentState::Done;
-            self.finished_at = Some(now);
-            self.tell(now, "done", &self.summary());
-            return;
-        }
-        match &outcome {
-            Outcome::Pending => {}
-            Outcome::Running { .. } => self.tell_of_canaries(node, now),
-            Outcome::Failed { reason } => self.judge(node, &format!("it failed: {reason}"), now),
-            Outcome::LetGo => self.judge_canary(node, "it was let go", now),
-        }
-    }
-
-    /// Adds a line to what happened to it.
-    pub fn tell(&mut self, at: Millis, kind: &str, text: &str) {
-        self.log.push(Line { at, kind: kind.to_owned(), text: text.to_owned() });
-        if self.log.len() > LINES {
-            self.log.remove(0);
-        }
-    }
-
-    /// The rack that a node stood in when the deployment was asked for.
-    #[must_use]
-    pub fn rack_of(&self, node: &NodeName) -> Option<&RackName> {
-        let groups = self.waves.iter().flat_map(|wave| &wave.groups);
-        groups.filter(|group| group.nodes.contains(node)).find_map(|group| group.rack.as_ref())
     }
 
     /// How many nodes have each outcome, as a sentence.
     #[must_use]
     pub fn summary(&self) -> String {
-        let count = |wanted: fn(&Outcome) -> bool| self.outcomes.values().filter(|o| wanted(o)).count();
-        format!(
-            "of {} nodes {} run and have proved it, {} failed, {} were let go",
-            self.outcomes.len(),
-            count(|o| matches!(o, Outcome::Running { .. })),
-            count(|o| matches!(o, Outcome::Failed { .. })),
-            count(|o| *o == Outcome::LetGo),
-        )
+        let mut tally = Tally::default();
+        self.outcomes.iter().for_each(|(name, outcome)| tally.add(Place::of(self, name, outcome, None)));
+        tally.summary()
     }
 
-    /// What one more failed node means for the others.
-    fn judge(&mut self, node: &NodeName, why: &str, now: Millis) {
-        self.judge_canary(node, why, now);
-        let last = format!("the last was {node}: {}", why.trim_start_matches("it failed: "));
-        if let Some(rack) = self.rack_of(node).cloned() {
-            let of_rack: Vec<&NodeName> = self.nodes_of(&rack).collect();
-            let failed = of_rack.iter().filter(|name| self.counts(name)).count();
-            let budget = self.rollout.failure_budget_per_rack.map(|budget| (budget, budget.of(of_rack.len())));
-            let nobody_runs =
-                !of_rack.iter().any(|name| matches!(self.outcomes.get(*name), Some(Outcome::Running { .. })));
-            let led_in_vain = self.rollout.order == Order::Leaders && nobody_runs && failed >= FAILED_LEADERS;
-            let reason = match budget {
-                Some((budget, limit)) if failed >= limit => Some(format!(
-                    "{failed} of {} nodes of rack {rack} failed, which uses up its failure budget ({budget}); {last}",
-                    of_rack.len()
-                )),
-                _ if led_in_vain => Some(format!("{failed} leaders of rack {rack} failed and none is proved; {last}")),
-                _ => None,
-            };
-            if let Some(reason) = reason {
-                self.pause(Some(rack), PausedBy::Failures, &reason, now);
+    fn is_canary(&self, node: &NodeName) -> bool {
+        let first = self.waves.first().filter(|wave| wave.kind == WaveKind::Canary);
+        first.is_some_and(|wave| wave.nodes().any(|(_, name)| name == node))
+    }
+
+    /// Its nodes in this rack.
+    pub fn nodes_of<'a>(&'a self, rack: &'a RackName) -> impl Iterator<Item = &'a NodeName> {
+        let all = self.waves.iter().flat_map(Wave::nodes);
+        all.filter(move |(stands_in, _)| *stands_in == Some(rack)).map(|(_, name)| name)
+    }
+}
+
+impl Course {
+    /// What the outcome of a node, which the outlook has already, means for the others; and the end of the deployment if it
+    /// was the last.
+    pub fn settle(
+        &mut self,
+        deployment: &Deployment,
+        outlook: &Outlook<'_>,
+        node: &NodeName,
+        outcome: &Outcome,
+        now: Millis,
+    ) {
+        if self.state != DeploymentState::Active || outlook.place(node).is_none() {
+            return;
+        }
+        let Tally { nodes, counting, .. } = outlook.all();
+        if outlook.all().open() == 0 {
+            self.state = DeploymentState::Done;
+            self.finished_at = Some(now);
+            self.tell(now, "done", &outlook.all().summary());
+            return;
+        }
+        match outcome {
+            Outcome::Pending => {}
+            Outcome::Running { .. } => self.tell_of_canaries(deployment, outlook, node, now),
+            Outcome::Failed { reason } => {
+                self.judge_canary(deployment, node, &format!("it failed: {reason}"), now);
+                let last = format!("the last was {node}: {reason}");
+                self.judge_rack(deployment, outlook, node, &last, now);
+                if let Some(budget) = deployment.rollout.failure_budget.filter(|budget| counting >= budget.of(nodes)) {
+                    let reason = format!(
+                        "{counting} of {nodes} nodes failed, which uses up the failure budget ({budget}); {last}"
+                    );
+                    self.pause(None, PausedBy::Failures, &reason, now);
+                }
             }
+            Outcome::LetGo => self.judge_canary(deployment, node, "it was let go", now),
         }
-        let failed = self.outcomes.keys().filter(|name| self.counts(name)).count();
-        if let Some(budget) = self.rollout.failure_budget.filter(|budget| failed >= budget.of(self.outcomes.len())) {
-            let all = self.outcomes.len();
-            let reason = format!("{failed} of {all} nodes failed, which uses up the failure budget ({budget}); {last}");
-            self.pause(None, PausedBy::Failures, &reason, now);
-        }
+    }
+
+    fn judge_rack(&mut self, deployment: &Deployment, outlook: &Outlook<'_>, node: &NodeName, last: &str, now: Millis) {
+        let Some((rack, Tally { nodes, running, counting: failed, .. })) = outlook.rack_of(node) else { return };
+        let Rollout { failure_budget_per_rack, order, .. } = &deployment.rollout;
+        let reason = match failure_budget_per_rack {
+            Some(budget) if failed >= budget.of(nodes) => {
+                format!(
+                    "{failed} of {nodes} nodes of rack {rack} failed, which uses up its failure budget ({budget}); {last}"
+                )
+            }
+            _ if *order == Order::Leaders && running == 0 && failed >= FAILED_LEADERS => {
+                format!("{failed} leaders of rack {rack} failed and none is proved; {last}")
+            }
+            _ => return,
+        };
+        self.pause(Some(rack.clone()), PausedBy::Failures, &reason, now);
     }
 
     /// A canary that is not proved holds up everybody else.
-    fn judge_canary(&mut self, node: &NodeName, why: &str, now: Millis) {
-        if self.is_canary(node) && self.waves.len() > 1 {
+    fn judge_canary(&mut self, deployment: &Deployment, node: &NodeName, why: &str, now: Millis) {
+        if deployment.is_canary(node) && deployment.waves.len() > 1 {
             self.pause(None, PausedBy::Failures, &format!("canary {node} is not proved, {why}"), now);
         }
     }
 
-    fn tell_of_canaries(&mut self, node: &NodeName, now: Millis) {
-        let proved = |name: &NodeName| matches!(self.outcomes.get(name), Some(Outcome::Running { .. }));
-        if self.is_canary(node) && self.waves.first().is_some_and(|wave| wave.nodes().all(|(_, name)| proved(name))) {
+    fn tell_of_canaries(&mut self, deployment: &Deployment, outlook: &Outlook<'_>, node: &NodeName, now: Millis) {
+        let proved = |name: &NodeName| outlook.place(name) == Some(Place::Running);
+        let first = deployment.waves.first().filter(|_| deployment.is_canary(node));
+        if first.is_some_and(|wave| wave.nodes().all(|(_, name)| proved(name))) {
             self.tell(now, "canaries_proved", "all canaries are proved");
         }
     }
@@ -257,19 +264,11 @@ impl Deployment {
         }
     }
 
-    /// True for a node whose failure counts for budgets.
-    fn counts(&self, name: &NodeName) -> bool {
-        matches!(self.outcomes.get(name), Some(Outcome::Failed { .. })) && !self.forgiven.contains(name)
-    }
-
-    fn is_canary(&self, node: &NodeName) -> bool {
-        let first = self.waves.first().filter(|wave| wave.kind == WaveKind::Canary);
-        first.is_some_and(|wave| wave.nodes().any(|(_, name)| name == node))
-    }
-
-    /// Its nodes in this rack.
-    pub fn nodes_of<'a>(&'a self, rack: &'a RackName) -> impl Iterator<Item = &'a NodeName> {
-        let all = self.waves.iter().flat_map(Wave::nodes);
-        all.filter(move |(stands_in, _)| *stands_in == Some(rack)).map(|(_, name)| name)
+    /// Adds a line to what happened to it.
+    pub fn tell(&mut self, at: Millis, kind: &str, text: &str) {
+        self.log.push(Line { at, kind: kind.to_owned(), text: text.to_owned() });
+        if self.log.len() > LINES {
+            self.log.remove(0);
+        }
     }
 }

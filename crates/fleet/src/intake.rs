@@ -203,13 +203,14 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
             Ok(draft.finish())
         }
         Event::Progressed { node, attempt, progress } => {
-            let mut draft = Draft::of(snapshot, now, node, *attempt)?;
-            draft.heard();
-            if draft.live.progress.is_none_or(|p| p.done_bytes != progress.done_bytes) {
-                draft.live.advanced = Some(now);
-            }
-            draft.live.progress = Some(*progress);
-            Ok(draft.finish())
+            let known = find(snapshot, node)?;
+            draft::is_present(known, *attempt)?;
+            Ok(draft::heard(snapshot, now, known, |live| {
+                if live.progress.is_none_or(|p| p.done_bytes != progress.done_bytes) {
+                    live.advanced = Some(now);
+                }
+                live.progress = Some(*progress);
+            }))
         }
         Event::Booked { node, attempt, ledger } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
@@ -246,10 +247,7 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         }
         Event::Proved { node, attempt, digest, disk } => proved(snapshot, now, node, *attempt, digest, disk),
         Event::Beaten { node, beat } => {
-            let mut draft = Draft::any_attempt(snapshot, now, node)?;
-            draft.heard();
-            draft.live.beat = Some(beat.clone());
-            Ok(draft.finish())
+            Ok(draft::heard(snapshot, now, find(snapshot, node)?, |live| live.beat = Some(beat.clone())))
         }
         Event::DeadlinePassed { node, attempt, stage, reason } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;

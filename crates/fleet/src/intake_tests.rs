@@ -268,7 +268,7 @@ fn cancelling_frees_the_node_for_another_image_and_refuses_the_old_agent() {
     assert_eq!(world.node().stage, Stage::PoweringOn);
     let late = Event::ImageVerified { node: name(), attempt: old, text: "late".into() };
     assert!(matches!(world.take(late), Err(Refused::OldAttempt { .. })));
-    assert_eq!(world.snapshot.deployments[&DeploymentId(1)].state, DeploymentState::Cancelled);
+    assert_eq!(world.snapshot.deployments[&DeploymentId(1)].course.state, DeploymentState::Cancelled);
     assert!(world.take(Event::Cancel(DeploymentId(1))).is_err());
 }
 
@@ -358,7 +358,7 @@ proptest! {
             }
             for deployment in world.snapshot.deployments.values() {
                 let pending = deployment.outcomes.values().any(|o| *o == Outcome::Pending);
-                prop_assert_eq!(deployment.state == DeploymentState::Active, pending);
+                prop_assert_eq!(deployment.course.state == DeploymentState::Active, pending);
                 if pending {
                     prop_assert!(node.stage.is_under_way() && node.deployment == Some(deployment.id));
                 }
@@ -379,7 +379,7 @@ fn a_stranger_tells_what_it_is_once_and_waits_or_is_approved_by_rule() {
     );
     let rule =
         Rule { name: "big".into(), min_memory_gib: Some(64), rack: Some("r9".parse().unwrap()), ..Rule::default() };
-    world.policy.discovery = Discovery { inventory: true, approve: vec![rule] };
+    world.policy.discovery = Discovery { inventory: true, approve: vec![rule], ..Discovery::default() };
     let stranger = NodeName::of_stranger(mac());
     let asked = |token: &str| Event::ScriptAsked { mac: mac(), uuid: None, token: TokenHash(token.into()) };
     let told = |gib: u64| Event::Inventoried {
@@ -393,6 +393,7 @@ fn a_stranger_tells_what_it_is_once_and_waits_or_is_approved_by_rule() {
             memory_bytes: gib << 30,
             macs: vec![mac()],
             disks: Vec::new(),
+            ..Inventory::default()
         }),
         text: "a box".into(),
     };

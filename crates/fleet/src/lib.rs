@@ -5,6 +5,7 @@
 //! [`change::Change`]s against a [`change::Snapshot`]; [`plan::plan`] derives
 //! from the snapshot alone what is to be done next.
 
+pub mod agenda;
 pub mod capture;
 pub mod change;
 pub mod deployment;

@@ -3,11 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::agenda::{Agenda, Touched};
 use crate::change::Snapshot;
-use crate::deployment::DeploymentState;
 use crate::discovery::Discovery;
 use crate::event::Event;
-use crate::ids::{Attempt, Millis, NodeName};
+use crate::ids::{Attempt, DeploymentId, Millis, NodeName};
 use crate::life::Stage;
 use crate::node::{Live, Node};
 use crate::rollout::admit;
@@ -147,9 +147,9 @@ rebooting_seconds = 900
         let after = |seconds: u32, from: Millis| from.plus(u64::from(seconds) * 1000);
         let in_stage = |seconds: u32| {
             let text = format!("after {seconds} s it still waited for {}", node.stage.waits_for());
-            (after(seconds, node.stage_since), text)
+            // A controller that was away, or whose clock has jumped since, knows nothing of that time.
+            (after(seconds, node.stage_since.max(started_at)), text)
         };
-        // A controller that was away knows nothing of that time.
         let heard = live.and_then(|l| l.heard).unwrap_or(node.stage_since.max(started_at));
         let silence = (
             after(self.silence_seconds, heard),
@@ -224,6 +224,8 @@ pub struct Plan {
     pub overdue: Vec<Event>,
     /// When to plan again if nothing happens before.
     pub wake_at: Option<Millis>,
+    /// How many nodes and deployments were looked at for it.
+    pub looked_at: usize,
 }
 
 /// When a node's present stage must have ended, for people to see.
@@ -232,38 +234,57 @@ pub fn deadline(snapshot: &Snapshot, policy: &Policy, drivers: Drivers<'_>, node
     policy.deadline(node, snapshot.live.get(&node.name), drivers, snapshot.started_at).map(|(at, _)| at)
 }
 
-/// What is to be done now.
+/// What is to be done now, by everybody. [`Agenda`] gives the same of those alone to which something has happened.
 #[must_use]
 pub fn plan(snapshot: &Snapshot, policy: &Policy, drivers: Drivers<'_>, now: Millis) -> Plan {
-    let mut plan = Plan::default();
-    for node in snapshot.nodes.values().filter(|n| n.stage.is_under_way()) {
-        if node.stage == Stage::PoweringOn {
-            power_on(&mut plan, drivers, node, now);
-        }
-        match policy.deadline(node, snapshot.live.get(&node.name), drivers, snapshot.started_at) {
-            Some((at, reason)) if at <= now => plan.overdue.push(Event::DeadlinePassed {
-                node: node.name.clone(),
+    let mut agenda = Agenda::default();
+    agenda.touch(Touched::everything(snapshot));
+    agenda.plan(snapshot, policy, drivers, now)
+}
+
+/// Adds what a node asks for now; returns when it is to be looked at again if nothing happens before.
+pub(crate) fn look_at_node(
+    plan: &mut Plan,
+    snapshot: &Snapshot,
+    policy: &Policy,
+    drivers: Drivers<'_>,
+    name: &NodeName,
+    now: Millis,
+) -> Option<Millis> {
+    let node = snapshot.nodes.get(name).filter(|node| node.stage.is_under_way())?;
+    let power = if node.stage == Stage::PoweringOn { power_on(plan, drivers, node, now) } else { None };
+    let deadline = match policy.deadline(node, snapshot.live.get(name), drivers, snapshot.started_at) {
+        Some((at, reason)) if at <= now => {
+            plan.overdue.push(Event::DeadlinePassed {
+                node: name.clone(),
                 attempt: node.attempt,
                 stage: node.stage,
                 reason,
-            }),
-            Some((at, _)) => wake(&mut plan, at),
-            None => {}
+            });
+            None
         }
-    }
-    for deployment in snapshot.deployments.values().filter(|d| d.state == DeploymentState::Active) {
-        let admission = admit(snapshot, policy, deployment, now);
-        if admission.is_due() {
-            plan.overdue.push(Event::Proceed(deployment.id));
-        }
-        if let Some(at) = admission.wake_at {
-            wake(&mut plan, at);
-        }
-    }
-    plan
+        other => other.map(|(at, _)| at),
+    };
+    power.into_iter().chain(deadline).min()
 }
 
-fn power_on(plan: &mut Plan, drivers: Drivers<'_>, node: &Node, now: Millis) {
+/// The same for a deployment.
+pub(crate) fn look_at_deployment(
+    plan: &mut Plan,
+    snapshot: &Snapshot,
+    policy: &Policy,
+    id: DeploymentId,
+    now: Millis,
+) -> Option<Millis> {
+    let admission = admit(snapshot, policy, snapshot.deployments.get(&id)?, now);
+    if admission.is_due() {
+        plan.overdue.push(Event::Proceed(id));
+    }
+    admission.wake_at.into_iter().chain(admission.over_at).min()
+}
+
+/// Returns when its power is due, where that is not now.
+fn power_on(plan: &mut Plan, drivers: Drivers<'_>, node: &Node, now: Millis) -> Option<Millis> {
     if !drivers(&node.power).network_boot {
         plan.overdue.push(Event::StageFailed {
             node: node.name.clone(),
@@ -271,25 +292,22 @@ fn power_on(plan: &mut Plan, drivers: Drivers<'_>, node: &Node, now: Millis) {
             reason: NO_NETWORK_BOOT.to_owned(),
             retry: false,
         });
-        return;
+        return None;
     }
-    match node.not_before.filter(|at| *at > now) {
-        Some(at) => wake(plan, at),
-        None => plan.actions.push(Action::NetworkBoot {
+    let later = node.not_before.filter(|at| *at > now);
+    if later.is_none() {
+        plan.actions.push(Action::NetworkBoot {
             node: node.name.clone(),
             attempt: node.attempt,
             power: node.power.clone(),
-        }),
+        });
     }
+    later
 }
 
 /// Why a machine cannot be deployed whose platform starts it from images of its own.
 pub const NO_NETWORK_BOOT: &str = "its power driver cannot make it boot from the network, so nothing can be deployed onto \
      it: add the image to its platform and start it from that";
-
-fn wake(plan: &mut Plan, at: Millis) {
-    plan.wake_at = Some(plan.wake_at.map_or(at, |earlier| earlier.min(at)));
-}
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]

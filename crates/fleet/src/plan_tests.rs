@@ -166,3 +166,17 @@ fn progress_of_the_same_bytes_is_no_progress() {
     assert_eq!((same.advanced, same.heard), (Some(Millis(1000)), Some(Millis(2000))));
     assert_eq!(at(3000, 6).advanced, Some(Millis(3000)));
 }
+
+#[test]
+fn a_controller_that_was_away_or_whose_clock_has_jumped_calls_nobody_late() {
+    let policy = Policy::default();
+    let back = Millis(10 * 3_600_000);
+    for stage in Stage::ALL {
+        let before = snapshot(stage, |_| {});
+        let usual = deadline(&before, &policy, &drivers, before.nodes.values().next().unwrap());
+        let again = Snapshot { started_at: back, ..before };
+        assert_eq!(plan(&again, &policy, back).overdue, [], "{stage}");
+        let late = deadline(&again, &policy, &drivers, again.nodes.values().next().unwrap());
+        assert_eq!(late, usual.map(|at| back.plus(at.0)), "{stage} has its whole time once more");
+    }
+}

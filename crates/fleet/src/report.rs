@@ -177,9 +177,9 @@ pub fn report(
         deployment: deployment.id,
         image: deployment.image.clone(),
         digest: deployment.digest,
-        state: deployment.state,
+        state: deployment.course.state,
         created_at: deployment.created_at,
-        finished_at: deployment.finished_at,
+        finished_at: deployment.course.finished_at,
         summary: deployment.summary(),
         stages: stage_times(&runs),
         racks: racks(&runs, image_bytes),
@@ -190,7 +190,7 @@ pub fn report(
         sent_bytes,
         image_bytes,
         links: links(&runs),
-        log: deployment.log.clone(),
+        log: deployment.course.log.clone(),
         nodes: runs.into_iter().map(|run| NodeReport { present: present.get(&run.node).copied(), run }).collect(),
     }
 }
@@ -379,7 +379,7 @@ mod tests {
         runs[3].broke_off("it stalled");
         runs[3].outcome = Outcome::Failed { reason: "it stalled".into() };
         let mut deployment = deployment(4);
-        deployment.settle(&"n3".parse().unwrap(), runs[3].outcome.clone(), START);
+        deployment.outcomes.insert("n3".parse().unwrap(), runs[3].outcome.clone());
         let report = report(&deployment, 1000, runs, &BTreeMap::new());
         let times: Vec<_> =
             report.stages.iter().map(|time| (time.stage, time.nodes, time.median_milliseconds)).collect();

@@ -5,6 +5,8 @@
 
 mod admit;
 mod settings;
+mod standing;
+mod starts;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use admit::{Admission, admit, book, fitness, is_waiting, spread, waits_in};
 pub(crate) use settings::check_windows;
 pub use settings::{Budget, Canary, Order, Rollout};
+pub use standing::{Outlook, Place, Queue, Standing, Tally};
+pub use starts::{Second, Starts};
 pub use window::{Opening, Window, opening};
 
 use crate::ids::{Millis, NodeName, RackName};

@@ -208,7 +208,7 @@ fn chosen(snapshot: &Snapshot, new: &NewDeployment) -> Result<Vec<NodeName>, Pro
         if !snapshot.racks.contains_key(rack) {
             return Err(Problem::not_found("rack", rack.as_str()));
         }
-        let inside = snapshot.nodes.values().filter(|n| n.rack.as_ref() == Some(rack) && n.approved);
+        let inside = snapshot.in_rack(rack).filter(|n| n.approved);
         let before = nodes.len();
         nodes.extend(inside.map(|n| n.name.clone()));
         if nodes.len() == before && new.nodes.is_empty() {

@@ -1,5 +1,7 @@
 //! Nodes and racks, for operators.
 
+use std::ops::Bound;
+
 use api::operator::{NewNode, NodeSettings, NodeView, RackSettings, RackView, Status, TimelineLine};
 use axum::Json;
 use axum::extract::State;
@@ -16,6 +18,9 @@ use crate::config::check_post;
 use crate::view;
 
 type Answer<T> = Result<Json<T>, Problem>;
+
+/// Nodes that are read in one go for a list of all.
+const NODES_AT_ONCE: usize = 256;
 
 /// All routes of this file.
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -51,7 +56,20 @@ async fn status(State(app): State<App>) -> Json<Status> {
     responses((status = 200, body = Vec<NodeView>), (status = "default", body = api::Problem)))]
 async fn list_nodes(State(app): State<App>) -> Json<Vec<NodeView>> {
     let policy = app.keeper.policy();
-    Json(app.keeper.read(|state| state.snapshot().nodes.values().map(|n| view::node(state, policy, n)).collect()))
+    let mut views: Vec<NodeView> = Vec::new();
+    loop {
+        let before = views.len();
+        // Some at a time: the writer waits while somebody reads.
+        let after = views.last().map_or(Bound::Unbounded, |last| Bound::Excluded(last.name.clone()));
+        app.keeper.read(|state| {
+            let nodes = state.snapshot().nodes.range((after, Bound::Unbounded)).take(NODES_AT_ONCE);
+            views.extend(nodes.map(|(_, node)| view::node(state, policy, node)));
+        });
+        if views.len() - before < NODES_AT_ONCE {
+            return Json(views);
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Adds a node. A machine that showed itself with one of its MAC addresses becomes this node.

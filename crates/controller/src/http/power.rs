@@ -108,7 +108,7 @@ fn chosen(snapshot: &Snapshot, nodes: &[NodeName], racks: &[RackName]) -> Result
         if !snapshot.racks.contains_key(rack) {
             return Err(Problem::not_found("rack", rack.as_str()));
         }
-        let inside = snapshot.nodes.values().filter(|node| node.rack.as_ref() == Some(rack));
+        let inside = snapshot.in_rack(rack);
         all.extend(inside.map(|node| node.name.clone()));
     }
     if all.is_empty() {

@@ -4,7 +4,7 @@
 //! placeholders and `ON CONFLICT`; nothing else is used. Only the statements
 //! that begin transactions and set up a connection differ ([`Engine`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -44,6 +44,10 @@ const PUT_SET: &str = "INSERT INTO sets (name, revision, body) VALUES ($1, $2, $
                        ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 const PUT_DEPLOYMENT: &str = "INSERT INTO deployments (id, revision, body) VALUES ($1, $2, $3) \
                               ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_COURSE: &str = "INSERT INTO courses (deployment, revision, body) VALUES ($1, $2, $3) \
+                          ON CONFLICT (deployment) DO UPDATE SET revision = excluded.revision, body = excluded.body";
+const PUT_OUTCOME: &str = "INSERT INTO outcomes (deployment, node, revision, body) VALUES ($1, $2, $3, $4) \
+                           ON CONFLICT (deployment, node) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 const PUT_RUN: &str = "INSERT INTO runs (deployment, node, revision, body) VALUES ($1, $2, $3, $4) \
                        ON CONFLICT (deployment, node) DO UPDATE SET revision = excluded.revision, body = excluded.body";
 
@@ -222,14 +226,7 @@ impl SqlStore {
             let present = self.revision(&mut tx).await?;
             return Err(Error::Conflict { base: base.0, present: present.0 });
         }
-        let last = last_of_each(changes);
-        let is_last = |change: &&Change| match change {
-            Change::PutDeployment(deployment) => {
-                last.get(&deployment.id).is_some_and(|one| std::ptr::eq(*one, *change))
-            }
-            _ => true,
-        };
-        for (line, change) in changes.iter().filter(|c| c.is_stored()).filter(is_last).enumerate() {
+        for (line, change) in last_of_each(changes).into_iter().enumerate() {
             self.put(&mut tx, next, line as i64, change).await.map_err(database(&self.place, DOING))?;
         }
         for node in self.overgrown(changes) {
@@ -271,16 +268,22 @@ impl SqlStore {
                 bury(tx, revision, "set", name.as_str()).await?;
             }
             Change::PutDeployment(deployment) => {
-                keep(tx, PUT_DEPLOYMENT, signed(deployment.id.0), revision, json(deployment)?).await?;
+                let id = signed(deployment.id.0);
+                for statement in
+                    ["DELETE FROM outcomes WHERE deployment = $1", "DELETE FROM courses WHERE deployment = $1"]
+                {
+                    sqlx::query(statement).bind(id).execute(&mut **tx).await?;
+                }
+                keep(tx, PUT_DEPLOYMENT, id, revision, json(deployment)?).await?;
+            }
+            Change::PutCourse(id, course) => {
+                keep(tx, PUT_COURSE, signed(id.0), revision, json(course)?).await?;
+            }
+            Change::PutOutcome(id, node, outcome) => {
+                keep_of_node(tx, PUT_OUTCOME, (*id, node), revision, json(outcome)?).await?;
             }
             Change::PutRun(run) => {
-                sqlx::query(PUT_RUN)
-                    .bind(signed(run.deployment.0))
-                    .bind(run.node.to_string())
-                    .bind(revision)
-                    .bind(json(run)?)
-                    .execute(&mut **tx)
-                    .await?;
+                keep_of_node(tx, PUT_RUN, (run.deployment, &run.node), revision, json(run)?).await?;
             }
             Change::Note(note) => {
                 sqlx::query("INSERT INTO timeline (revision, line, node, body) VALUES ($1, $2, $3, $4)")
@@ -356,6 +359,7 @@ impl SqlStore {
         let deployments: Vec<Deployment> =
             self.bodies(&mut tx, "SELECT body FROM deployments WHERE revision > $1 ORDER BY id", base).await?;
         changes.extend(deployments.into_iter().map(Change::PutDeployment));
+        changes.extend(self.outcomes(&mut tx, base).await?);
         let nodes: Vec<Node> =
             self.bodies(&mut tx, "SELECT body FROM nodes WHERE revision > $1 ORDER BY revision, name", base).await?;
         changes.extend(nodes.into_iter().map(|node| Change::PutNode(Box::new(node))));
@@ -366,6 +370,37 @@ impl SqlStore {
             changes.extend(notes.into_iter().map(Change::Note));
         }
         Ok((changes, revision))
+    }
+
+    /// What changed of deployments since their bodies were written.
+    async fn outcomes(&self, tx: &mut Transaction<'static, Any>, base: Revision) -> Result<Vec<Change>, Error> {
+        let broken = database(&self.place, "read the state");
+        let rows =
+            sqlx::query("SELECT body, deployment, node FROM outcomes WHERE revision > $1 ORDER BY deployment, node")
+                .bind(signed(base.0))
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(&broken)?;
+        let mut changes = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let node: String = row.try_get(2).map_err(&broken)?;
+            let node = node.parse().map_err(|e| broken(sqlx::Error::Decode(Box::new(e) as Box<fleet::ids::BadId>)))?;
+            changes.push(Change::PutOutcome(self.deployment_id(row)?, node, self.body(row)?));
+        }
+        let rows = sqlx::query("SELECT body, deployment FROM courses WHERE revision > $1 ORDER BY deployment")
+            .bind(signed(base.0))
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(&broken)?;
+        for row in &rows {
+            changes.push(Change::PutCourse(self.deployment_id(row)?, Box::new(self.body(row)?)));
+        }
+        Ok(changes)
+    }
+
+    fn deployment_id(&self, row: &sqlx::any::AnyRow) -> Result<DeploymentId, Error> {
+        let id: i64 = row.try_get(1).map_err(database(&self.place, "read the state"))?;
+        Ok(DeploymentId(id.unsigned_abs()))
     }
 
     async fn burials(&self, tx: &mut Transaction<'static, Any>, base: Revision) -> Result<Vec<Change>, Error> {
@@ -506,13 +541,28 @@ async fn refuse_newer(options: &AnyConnectOptions, engine: Engine, place: &str) 
     }
 }
 
-/// A deployment of 10,000 nodes is a megabyte; of a batch in which many of its nodes end only the last is written.
-fn last_of_each(changes: &[Change]) -> BTreeMap<DeploymentId, &Change> {
-    let deployments = changes.iter().filter_map(|change| match change {
-        Change::PutDeployment(deployment) => Some((deployment.id, change)),
-        _ => None,
-    });
-    deployments.collect()
+/// What is stored, without what the same transaction replaces: a node that tells three things in a batch is written once,
+/// with the last of them.
+#[must_use]
+pub fn last_of_each(changes: &[Change]) -> Vec<&Change> {
+    let mut replaced = BTreeSet::new();
+    let mut last: Vec<&Change> = Vec::new();
+    for change in changes.iter().rev().filter(|change| change.is_stored()) {
+        let key = match change {
+            Change::PutNode(node) => Some(("node", node.name.to_string())),
+            Change::PutDeployment(deployment) => Some(("deployment", deployment.id.to_string())),
+            Change::PutCourse(id, _) => Some(("course", id.to_string())),
+            Change::PutOutcome(id, node, _) => Some(("outcome", format!("{id} {node}"))),
+            Change::PutRun(run) => Some(("run", format!("{} {}", run.deployment, run.node))),
+            // Everything else is rare, or each of it counts.
+            _ => None,
+        };
+        if key.is_none_or(|key| replaced.insert(key)) {
+            last.push(change);
+        }
+    }
+    last.reverse();
+    last
 }
 
 /// A body under its key, in the table that the statement names.
@@ -527,6 +577,18 @@ where
     K: sqlx::Encode<'static, Any> + sqlx::Type<Any> + 'static,
 {
     sqlx::query(statement).bind(key).bind(revision).bind(body).execute(&mut **tx).await.map(drop)
+}
+
+/// The same for what belongs to one node of a deployment.
+async fn keep_of_node(
+    tx: &mut Transaction<'static, Any>,
+    statement: &'static str,
+    (deployment, node): (DeploymentId, &NodeName),
+    revision: i64,
+    body: String,
+) -> Result<(), sqlx::Error> {
+    let query = sqlx::query(statement).bind(signed(deployment.0)).bind(node.to_string()).bind(revision).bind(body);
+    query.execute(&mut **tx).await.map(drop)
 }
 
 async fn bury(

@@ -34,17 +34,17 @@ pub fn deployment(snapshot: &Snapshot, policy: &Policy, deployment: &Deployment,
         waves.push(WaveView { kind: wave.kind, counts });
     }
     let paused_rack =
-        |rack: &Option<RackName>| rack.as_ref().and_then(|rack| deployment.paused_racks.get(rack)).cloned();
+        |rack: &Option<RackName>| rack.as_ref().and_then(|rack| deployment.course.paused_racks.get(rack)).cloned();
     DeploymentView {
         id: deployment.id,
         image: deployment.image.clone(),
         digest: deployment.digest,
         created_at: deployment.created_at,
-        finished_at: deployment.finished_at,
-        state: deployment.state,
+        finished_at: deployment.course.finished_at,
+        state: deployment.course.state,
         outcomes: deployment.outcomes.clone(),
         rollout: deployment.rollout.clone(),
-        paused: deployment.paused.clone(),
+        paused: deployment.course.paused.clone(),
         waits_for: admission.waits_for,
         goes_on_at: admission.wake_at,
         waves,
@@ -52,6 +52,6 @@ pub fn deployment(snapshot: &Snapshot, policy: &Policy, deployment: &Deployment,
             .into_iter()
             .map(|(rack, counts)| RackProgress { paused: paused_rack(&rack), rack, counts })
             .collect(),
-        log: deployment.log.clone(),
+        log: deployment.course.log.clone(),
     }
 }

@@ -17,6 +17,7 @@ use crate::common::eventually;
 const FOLDER: &str = "RACKSWARM_TEST_CONTROLLER";
 const LISTEN: &str = "RACKSWARM_TEST_LISTEN";
 const USER: &str = "RACKSWARM_TEST_USER";
+const POLICY: &str = "RACKSWARM_TEST_POLICY";
 
 pub struct Controller {
     pub address: SocketAddr,
@@ -36,6 +37,7 @@ impl Controller {
             .env(FOLDER, folder)
             .env(LISTEN, config.server.listen.to_string())
             .env(USER, config.server.user.clone().unwrap_or_default())
+            .env(POLICY, serde_json::to_string(&config.deploy).unwrap())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -88,6 +90,7 @@ pub fn run() {
     let mut config = crate::common::config(&folder);
     config.server.listen = std::env::var(LISTEN).unwrap().parse().unwrap();
     config.server.user = std::env::var(USER).ok().filter(|user| !user.is_empty());
+    config.deploy = serde_json::from_str(&std::env::var(POLICY).unwrap()).unwrap();
     let bound = bind(config).unwrap();
     let unfinished = folder.join("address.new");
     std::fs::write(&unfinished, bound.http_address().to_string()).unwrap();

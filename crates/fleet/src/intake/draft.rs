@@ -1,13 +1,13 @@
 //! A node being changed by an event, with what is said about it on the way.
 
 use crate::change::{Change, Note, Snapshot};
-use crate::deployment::Outcome;
+use crate::deployment::{Deployment, Outcome};
 use crate::ids::{Attempt, Millis, NodeName};
 use crate::intake::{Refused, find};
 use crate::life::{self, Cause, Stage};
 use crate::node::{Live, Node};
 use crate::plan::Policy;
-use crate::rollout::book;
+use crate::rollout::{Outlook, Place, book};
 
 /// A node being changed.
 pub(super) struct Draft<'a> {
@@ -35,11 +35,8 @@ impl<'a> Draft<'a> {
 
     pub(super) fn of(snapshot: &'a Snapshot, now: Millis, name: &NodeName, attempt: Attempt) -> Result<Self, Refused> {
         let draft = Self::any_attempt(snapshot, now, name)?;
-        if draft.node.attempt == attempt {
-            Ok(draft)
-        } else {
-            Err(Refused::OldAttempt { node: name.clone(), got: attempt, present: draft.node.attempt })
-        }
+        is_present(&draft.node, attempt)?;
+        Ok(draft)
     }
 
     pub(super) fn heard(&mut self) {
@@ -188,9 +185,7 @@ impl<'a> Draft<'a> {
     pub(super) fn finish(self) -> Vec<Change> {
         let mut changes = Vec::new();
         if let (Some(outcome), Some(deployment)) = (self.settled, self.snapshot.deployment_of(&self.node)) {
-            let mut deployment = deployment.clone();
-            deployment.settle(&self.node.name, outcome, self.now);
-            changes.push(Change::PutDeployment(deployment));
+            changes.extend(settle(self.snapshot, deployment, &self.node.name, outcome, self.now));
         }
         if let Some(run) = self.node.run.clone().filter(|_| self.run_ended) {
             changes.push(Change::PutRun(run));
@@ -206,4 +201,45 @@ impl<'a> Draft<'a> {
         changes.extend(self.notes.into_iter().map(Change::Note));
         changes
     }
+}
+
+/// Refuses what belongs to an attempt that is over.
+pub(super) fn is_present(node: &Node, attempt: Attempt) -> Result<(), Refused> {
+    if node.attempt == attempt {
+        return Ok(());
+    }
+    Err(Refused::OldAttempt { node: node.name.clone(), got: attempt, present: node.attempt })
+}
+
+/// A node has said something that is kept in memory alone. Thousands do so every second, so the node itself is not copied.
+pub(super) fn heard(snapshot: &Snapshot, now: Millis, node: &Node, change: impl FnOnce(&mut Live)) -> Vec<Change> {
+    let mut live = snapshot.live.get(&node.name).cloned().unwrap_or_default();
+    live.heard = Some(now);
+    change(&mut live);
+    vec![Change::PutLive(node.name.clone(), live)]
+}
+
+/// What became of a node in a deployment, and what follows for the others. Nothing where it takes no part in it.
+pub(super) fn settle(
+    snapshot: &Snapshot,
+    deployment: &Deployment,
+    name: &NodeName,
+    outcome: Outcome,
+    now: Millis,
+) -> Vec<Change> {
+    if !deployment.outcomes.contains_key(name) {
+        return Vec::new();
+    }
+    let mut changes = Vec::new();
+    if let Some(standing) = snapshot.standings.get(&deployment.id) {
+        let mut outlook = Outlook::new(standing);
+        outlook.put(name, Place::of(deployment, name, &outcome, None));
+        let mut course = deployment.course.clone();
+        course.settle(deployment, &outlook, name, &outcome, now);
+        if course != deployment.course {
+            changes.push(Change::PutCourse(deployment.id, Box::new(course)));
+        }
+    }
+    changes.insert(0, Change::PutOutcome(deployment.id, name.clone(), outcome));
+    changes
 }

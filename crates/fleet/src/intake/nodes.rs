@@ -1,10 +1,10 @@
 //! Nodes, racks, sets and images, as operators add, change and remove them.
 
 use crate::change::{Change, Snapshot};
-use crate::deployment::{Deployment, DeploymentState, Outcome};
+use crate::deployment::Outcome;
 use crate::event::NodeEdit;
 use crate::ids::{DeploymentId, ImageName, Millis, NodeName, RackName, SetName};
-use crate::intake::draft::Draft;
+use crate::intake::draft::{Draft, settle};
 use crate::intake::{Refused, find};
 use crate::node::Node;
 use crate::rollout::waits_in;
@@ -26,7 +26,7 @@ pub(super) fn add_node(
         }
         // By its UUID alone: it may be one that waits for approval, else it is recognised when it boots.
         (_, Some(uuid)) => {
-            let mut same = snapshot.nodes.values().filter(|node| node.uuid == Some(uuid));
+            let mut same = snapshot.with_uuid(uuid);
             match (same.next(), same.next()) {
                 (None, _) => Vec::new(),
                 (Some(stranger), None) if !stranger.approved => stranger.macs.clone(),
@@ -128,10 +128,8 @@ pub(super) fn release(snapshot: &Snapshot, now: Millis, name: &NodeName) -> Resu
     draft.let_go("released", "released by an operator; its disk is left as it is");
     let mut changes = Vec::new();
     if let Some(waits_in) = waits_in(snapshot, name) {
-        let mut deployment = waits_in.clone();
-        deployment.settle(name, Outcome::LetGo, now);
-        draft.note("taken_out", &format!("taken out of {}, in which it waited for its turn", deployment.id));
-        changes.push(Change::PutDeployment(deployment));
+        draft.note("taken_out", &format!("taken out of {}, in which it waited for its turn", waits_in.id));
+        changes.extend(settle(snapshot, waits_in, name, Outcome::LetGo, now));
     }
     changes.extend(draft.finish());
     Ok(changes)
@@ -157,7 +155,7 @@ pub(super) fn remove_rack(snapshot: &Snapshot, name: &RackName) -> Result<Vec<Ch
     if !snapshot.racks.contains_key(name) {
         return Err(Refused::NotFound { what: "rack", name: name.to_string() });
     }
-    let inside = snapshot.nodes.values().filter(|n| n.rack.as_ref() == Some(name)).count();
+    let inside = snapshot.in_rack(name).count();
     if inside > 0 {
         return Err(Refused::Conflict(format!("rack `{name}` holds {inside} nodes; move or remove them first")));
     }
@@ -177,8 +175,8 @@ pub(super) fn remove_image(snapshot: &Snapshot, name: &ImageName) -> Result<Vec<
 /// The active deployment that needs this image, if one does.
 #[must_use]
 pub fn image_user(snapshot: &Snapshot, name: &ImageName) -> Option<DeploymentId> {
-    let active = |d: &&Deployment| d.state == DeploymentState::Active && &d.image == name;
-    snapshot.deployments.values().find(active).map(|d| d.id)
+    let wanted = |id: &&DeploymentId| snapshot.deployments.get(id).is_some_and(|d| &d.image == name);
+    snapshot.standings.keys().find(wanted).copied()
 }
 
 pub(super) fn find_set<'a>(snapshot: &'a Snapshot, name: &SetName) -> Result<&'a MachineSet, Refused> {

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use crate::change::{Change, Snapshot};
-use crate::deployment::{Deployment, DeploymentState, Outcome};
+use crate::deployment::{Course, Deployment, DeploymentState, Outcome};
 use crate::ids::{DeploymentId, ImageName, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{Refused, find};
 use crate::life::Cause;
 use crate::node::{Live, Node};
 use crate::plan::Policy;
-use crate::rollout::{Admission, PausedBy, Rollout, Window, admit, check_windows, fitness, waits_in, waves};
+use crate::rollout::{
+    Admission, Outlook, PausedBy, Place, Rollout, Standing, Window, admit, check_windows, fitness, waits_in, waves,
+};
 use crate::run::Run;
 
 pub(super) fn deploy(
@@ -28,7 +30,8 @@ pub(super) fn deploy(
     let admission = admit(snapshot, policy, &deployment, now);
     // A rollout whose window is closed starts nobody, and is there nevertheless.
     let mut changes = vec![Change::PutDeployment(deployment.clone())];
-    changes.extend(apply(snapshot, now, deployment, &admission));
+    let standing = Standing::of(&deployment, &snapshot.nodes);
+    changes.extend(apply(snapshot, now, &deployment, &standing, &admission));
     Ok(changes)
 }
 
@@ -84,43 +87,59 @@ pub(super) fn proceed(
     now: Millis,
     id: DeploymentId,
 ) -> Result<Vec<Change>, Refused> {
-    let deployment = find_deployment(snapshot, id)?.clone();
-    let admission = admit(snapshot, policy, &deployment, now);
-    Ok(apply(snapshot, now, deployment, &admission))
+    let deployment = find_deployment(snapshot, id)?;
+    let Some(standing) = snapshot.standings.get(&id) else { return Ok(Vec::new()) };
+    Ok(apply(snapshot, now, deployment, standing, &admit(snapshot, policy, deployment, now)))
 }
 
 /// Does what was admitted.
-fn apply(snapshot: &Snapshot, now: Millis, mut deployment: Deployment, admission: &Admission) -> Vec<Change> {
-    let before = deployment.clone();
+fn apply(
+    snapshot: &Snapshot,
+    now: Millis,
+    deployment: &Deployment,
+    standing: &Standing,
+    admission: &Admission,
+) -> Vec<Change> {
+    let id = deployment.id;
+    let mut course = deployment.course.clone();
     if admission.windows_over {
         let reason = format!(
             "its last maintenance window is over and some nodes have not started; \
-             `rackswarm deploy resume {} --window` gives it another",
-            deployment.id
+             `rackswarm deploy resume {id} --window` gives it another"
         );
-        deployment.pause(None, PausedBy::Windows, &reason, now);
+        course.pause(None, PausedBy::Windows, &reason, now);
     }
+    let mut changes = Vec::new();
+    let mut outlook = Outlook::new(standing);
     for (name, reason) in &admission.unfit {
-        deployment.settle(name, Outcome::Failed { reason: reason.clone() }, now);
+        let outcome = Outcome::Failed { reason: reason.clone() };
+        outlook.put(name, Place::of(deployment, name, &outcome, None));
+        course.settle(deployment, &outlook, name, &outcome, now);
+        changes.push(Change::PutOutcome(id, name.clone(), outcome));
     }
     // What failed may have used up a budget, so the others are asked about again.
     let starts = if admission.unfit.is_empty() { &admission.start[..] } else { &[] };
     let mut drafts = Vec::new();
     for name in starts {
-        tell_of_wave(&mut deployment, name, now);
+        tell_of_wave(&mut course, deployment, standing.wave_of(name), now);
         if let Some(node) = snapshot.nodes.get(name) {
-            drafts.push(start(snapshot, now, &deployment, node));
+            drafts.push(start(snapshot, now, deployment, standing.rack_of(name), node));
         }
     }
-    let mut changes = Vec::new();
-    if deployment != before {
-        changes.push(Change::PutDeployment(deployment));
+    if course != deployment.course {
+        changes.push(Change::PutCourse(id, Box::new(course)));
     }
     changes.extend(drafts.into_iter().flat_map(Draft::finish));
     changes
 }
 
-fn start<'a>(snapshot: &'a Snapshot, now: Millis, deployment: &Deployment, node: &Node) -> Draft<'a> {
+fn start<'a>(
+    snapshot: &'a Snapshot,
+    now: Millis,
+    deployment: &Deployment,
+    rack: Option<&RackName>,
+    node: &Node,
+) -> Draft<'a> {
     let Deployment { id, image, digest, .. } = deployment;
     let mut draft = Draft::new(snapshot, now, node.clone());
     draft.node.attempt = node.attempt.next();
@@ -131,21 +150,15 @@ fn start<'a>(snapshot: &'a Snapshot, now: Millis, deployment: &Deployment, node:
     draft.node.boot_token = None;
     draft.node.pending_token = None;
     draft.node.target = None;
-    let rack = deployment.rack_of(&node.name).cloned();
-    draft.node.run = Some(Run::begin(node.run.clone(), *id, &node.name, rack, draft.node.attempt, now));
+    draft.node.run = Some(Run::begin(node.run.clone(), *id, &node.name, rack.cloned(), draft.node.attempt, now));
     draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
     draft.advance(Cause::Assigned, "assigned", &format!("image {image} ({digest}) assigned by {id}"));
     draft
 }
 
 /// The first node of a wave is worth a line.
-fn tell_of_wave(deployment: &mut Deployment, name: &NodeName, now: Millis) {
-    let Some(index) = deployment.waves.iter().position(|wave| wave.nodes().any(|(_, node)| node == name)) else {
-        return;
-    };
-    if index < deployment.begun {
-        return;
-    }
+fn tell_of_wave(course: &mut Course, deployment: &Deployment, wave: Option<usize>, now: Millis) {
+    let Some(index) = wave.filter(|index| *index >= course.begun) else { return };
     let wave = &deployment.waves[index];
     let count = wave.nodes().count();
     let racks = wave.groups.len();
@@ -155,8 +168,8 @@ fn tell_of_wave(deployment: &mut Deployment, name: &NodeName, now: Millis) {
         if count == 1 { "" } else { "s" },
         if racks == 1 { "" } else { "s" }
     );
-    deployment.begun = index + 1;
-    deployment.tell(now, "wave_begun", &text);
+    course.begun = index + 1;
+    course.tell(now, "wave_begun", &text);
 }
 
 pub(super) fn pause(
@@ -165,20 +178,21 @@ pub(super) fn pause(
     id: DeploymentId,
     rack: Option<&RackName>,
 ) -> Result<Vec<Change>, Refused> {
-    let mut deployment = active(snapshot, id)?.clone();
+    let deployment = active(snapshot, id)?;
     if let Some(rack) = rack {
-        check_rack(&deployment, rack)?;
+        check_rack(deployment, rack)?;
     }
+    let mut course = deployment.course.clone();
     let is_paused = match rack {
-        Some(rack) => deployment.paused_racks.contains_key(rack),
-        None => deployment.paused.is_some(),
+        Some(rack) => course.paused_racks.contains_key(rack),
+        None => course.paused.is_some(),
     };
     if is_paused {
         let what = rack.map_or_else(|| id.to_string(), |rack| format!("rack {rack} of {id}"));
         return Err(Refused::Conflict(format!("{what} is paused already")));
     }
-    deployment.pause(rack.cloned(), PausedBy::Operator, "an operator asked for it", now);
-    Ok(vec![Change::PutDeployment(deployment)])
+    course.pause(rack.cloned(), PausedBy::Operator, "an operator asked for it", now);
+    Ok(vec![Change::PutCourse(id, Box::new(course))])
 }
 
 pub(super) fn resume(
@@ -193,28 +207,29 @@ pub(super) fn resume(
         check_windows(windows, now).map_err(Refused::Invalid)?;
         deployment.rollout.windows = windows.to_vec();
     }
+    let mut course = deployment.course.clone();
     let passed_over: Vec<NodeName> = match rack {
         Some(rack) => {
             check_rack(&deployment, rack)?;
-            if deployment.paused_racks.remove(rack).is_none() {
+            if course.paused_racks.remove(rack).is_none() {
                 return Err(Refused::Conflict(format!("rack {rack} of {id} is not paused")));
             }
-            deployment.tell(now, "rack_resumed", &format!("rack {rack} goes on; an operator asked for it"));
+            course.tell(now, "rack_resumed", &format!("rack {rack} goes on; an operator asked for it"));
             deployment.nodes_of(rack).cloned().collect()
         }
         None => {
-            let was_paused = deployment.paused.take().is_some() || !deployment.paused_racks.is_empty();
+            let was_paused = course.paused.take().is_some() || !course.paused_racks.is_empty();
             if !was_paused && windows.is_none() {
                 return Err(Refused::Conflict(format!("{id} is not paused")));
             }
-            deployment.paused_racks.clear();
-            deployment.tell(now, "resumed", "it goes on; an operator asked for it");
+            course.paused_racks.clear();
+            course.tell(now, "resumed", "it goes on; an operator asked for it");
             deployment.outcomes.keys().cloned().collect()
         }
     };
     let lost = |name: &NodeName| matches!(deployment.outcomes.get(name), Some(Outcome::Failed { .. } | Outcome::LetGo));
-    let forgiven: Vec<NodeName> = passed_over.into_iter().filter(lost).collect();
-    deployment.forgiven.extend(forgiven);
+    course.forgiven.extend(passed_over.into_iter().filter(lost));
+    deployment.course = course;
     Ok(vec![Change::PutDeployment(deployment)])
 }
 
@@ -226,7 +241,7 @@ pub(super) fn retry(
     nodes: &[NodeName],
 ) -> Result<Vec<Change>, Refused> {
     let mut deployment = find_deployment(snapshot, id)?.clone();
-    if deployment.state == DeploymentState::Cancelled {
+    if deployment.course.state == DeploymentState::Cancelled {
         return Err(Refused::Conflict(format!("{id} was cancelled; deploy to these nodes anew")));
     }
     let image = snapshot.images.get(&deployment.image).filter(|image| image.digest == deployment.digest);
@@ -259,18 +274,15 @@ pub(super) fn retry(
     }
     for name in &chosen {
         deployment.outcomes.insert(name.clone(), Outcome::Pending);
-        deployment.forgiven.remove(name);
+        deployment.course.forgiven.remove(name);
     }
-    deployment.state = DeploymentState::Active;
-    deployment.finished_at = None;
+    let course = &mut deployment.course;
+    course.state = DeploymentState::Active;
+    course.finished_at = None;
     // What paused it is being tried again; an operator's own pause stays.
-    deployment.paused.take_if(|pause| pause.by == PausedBy::Failures);
-    deployment.paused_racks.retain(|_, pause| pause.by != PausedBy::Failures);
-    deployment.tell(
-        now,
-        "retried",
-        &format!("{} failed nodes are tried again; an operator asked for it", chosen.len()),
-    );
+    course.paused.take_if(|pause| pause.by == PausedBy::Failures);
+    course.paused_racks.retain(|_, pause| pause.by != PausedBy::Failures);
+    course.tell(now, "retried", &format!("{} failed nodes are tried again; an operator asked for it", chosen.len()));
     Ok(vec![Change::PutDeployment(deployment)])
 }
 
@@ -291,10 +303,10 @@ pub(super) fn cancel(snapshot: &Snapshot, now: Millis, id: DeploymentId) -> Resu
             changes.extend(draft.finish());
         }
     }
-    ended.state = DeploymentState::Cancelled;
-    ended.finished_at = Some(now);
     let text = format!("cancelled by an operator; {}", ended.summary());
-    ended.tell(now, "cancelled", &text);
+    ended.course.state = DeploymentState::Cancelled;
+    ended.course.finished_at = Some(now);
+    ended.course.tell(now, "cancelled", &text);
     changes.insert(0, Change::PutDeployment(ended));
     Ok(changes)
 }
@@ -305,7 +317,7 @@ fn find_deployment(snapshot: &Snapshot, id: DeploymentId) -> Result<&Deployment,
 
 fn active(snapshot: &Snapshot, id: DeploymentId) -> Result<&Deployment, Refused> {
     let deployment = find_deployment(snapshot, id)?;
-    if deployment.state != DeploymentState::Active {
+    if deployment.course.state != DeploymentState::Active {
         return Err(Refused::Conflict(format!("{id} has ended already")));
     }
     Ok(deployment)

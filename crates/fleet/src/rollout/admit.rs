@@ -1,8 +1,10 @@
 //! Which nodes of a deployment start now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::window::{Opening, opening};
+use super::standing::{Place, Standing};
+use super::starts::{Second, second, switched_at};
+use super::window::{Opening, opening, over_at};
 use super::{Order, Wave, WaveKind};
 use crate::change::Snapshot;
 use crate::deployment::{Deployment, DeploymentState, Outcome};
@@ -21,6 +23,8 @@ pub struct Admission {
     pub windows_over: bool,
     /// When more may start if nothing happens before.
     pub wake_at: Option<Millis>,
+    /// When a window is over for good, while nodes wait.
+    pub over_at: Option<Millis>,
     /// Why not all nodes that wait start now, as a sentence.
     pub waits_for: Option<String>,
 }
@@ -48,27 +52,39 @@ pub fn is_waiting(snapshot: &Snapshot, deployment: &Deployment, name: &NodeName)
 /// The deployment in which a node has its turn still to come.
 #[must_use]
 pub fn waits_in<'a>(snapshot: &'a Snapshot, name: &NodeName) -> Option<&'a Deployment> {
-    let mut active = snapshot.deployments.values().filter(|deployment| deployment.state == DeploymentState::Active);
-    active.find(|deployment| is_waiting(snapshot, deployment, name))
+    let waits = |standing: &Standing| standing.place(name) == Some(Place::Waiting);
+    let (id, _) = snapshot.standings.iter().find(|(_, standing)| waits(standing))?;
+    snapshot.deployments.get(id)
 }
 
 fn is_under_way(deployment: &Deployment, node: &Node) -> bool {
     node.deployment == Some(deployment.id) && node.stage.is_under_way()
 }
 
-/// Which nodes start now, and what the others wait for.
+/// Which nodes start now, and what the others wait for. Of an active deployment of the snapshot it looks at racks and at
+/// those who start, not at all nodes; one that is only drawn up is counted first.
 #[must_use]
 pub fn admit(snapshot: &Snapshot, policy: &Policy, deployment: &Deployment, now: Millis) -> Admission {
     let mut admission = Admission::default();
-    let waits = |name: &NodeName| is_waiting(snapshot, deployment, name);
-    if deployment.state != DeploymentState::Active || !deployment.outcomes.keys().any(waits) {
+    if deployment.course.state != DeploymentState::Active {
         return admission;
     }
-    if let Some(pause) = &deployment.paused {
+    let counted;
+    let standing = match snapshot.standings.get(&deployment.id) {
+        Some(standing) => standing,
+        None => {
+            counted = Standing::of(deployment, &snapshot.nodes);
+            &counted
+        }
+    };
+    if standing.all().waiting == 0 {
+        return admission;
+    }
+    if let Some(pause) = &deployment.course.paused {
         return admission.holds(format!("paused: {}", pause.reason));
     }
     match opening(&deployment.rollout.windows, now) {
-        Opening::Open => {}
+        Opening::Open => admission.over_at = over_at(&deployment.rollout.windows, now),
         Opening::At(at) => {
             admission.wake_at = Some(at);
             return admission.holds("its maintenance window");
@@ -78,17 +94,18 @@ pub fn admit(snapshot: &Snapshot, policy: &Policy, deployment: &Deployment, now:
             return admission.holds("a maintenance window; all of its own are over");
         }
     }
-    Gate::new(snapshot, policy, deployment, now).pass()
+    let pace = Pace::at(snapshot, policy, now);
+    Gate { snapshot, deployment, standing, taken: 0, taken_in: BTreeMap::new(), pace, admission }.pass()
 }
 
 /// Everything that is counted while nodes pass.
 struct Gate<'a> {
     snapshot: &'a Snapshot,
     deployment: &'a Deployment,
-    under_way: u32,
-    under_way_in: BTreeMap<Option<&'a RackName>, u32>,
-    /// Racks in which some node of this deployment is proved.
-    proved_in: BTreeSet<Option<&'a RackName>>,
+    standing: &'a Standing,
+    /// Those that pass, and by number of their rack.
+    taken: usize,
+    taken_in: BTreeMap<usize, usize>,
     pace: Pace<'a>,
     admission: Admission,
 }
@@ -100,47 +117,12 @@ enum Held {
 }
 
 impl<'a> Gate<'a> {
-    fn new(snapshot: &'a Snapshot, policy: &Policy, deployment: &'a Deployment, now: Millis) -> Self {
-        let mut gate = Self {
-            snapshot,
-            deployment,
-            under_way: 0,
-            under_way_in: BTreeMap::new(),
-            proved_in: BTreeSet::new(),
-            pace: Pace::at(snapshot, policy, now),
-            admission: Admission::default(),
-        };
-        for (rack, name) in deployment.waves.iter().flat_map(|wave| wave.nodes()) {
-            match deployment.outcomes.get(name) {
-                Some(Outcome::Running { .. }) => {
-                    gate.proved_in.insert(rack);
-                }
-                Some(Outcome::Pending) if !is_waiting(snapshot, deployment, name) => {
-                    gate.under_way += 1;
-                    *gate.under_way_in.entry(rack).or_default() += 1;
-                }
-                _ => {}
-            }
-        }
-        gate
-    }
-
     fn pass(mut self) -> Admission {
-        for wave in &self.deployment.waves {
+        for (number, wave) in self.deployment.waves.iter().enumerate() {
             // By turns each rack gets its part of a small number; the paper's way is one rack after the other.
             let by_turns = wave.kind != WaveKind::Racks || self.deployment.rollout.order == Order::Lanes;
-            let nodes: Vec<_> = if by_turns { wave.nodes_by_turns().collect() } else { wave.nodes().collect() };
-            for (rack, name) in nodes {
-                if !is_waiting(self.snapshot, self.deployment, name) {
-                    continue;
-                }
-                match self.held(wave.kind, rack) {
-                    Some(Held::All(why)) => return self.admission.holds(why),
-                    Some(Held::Rack(why)) => {
-                        self.admission.waits_for.get_or_insert(why);
-                    }
-                    None => self.take(rack, name),
-                }
+            if let Some(why) = self.pass_wave(number, wave.kind, by_turns) {
+                return self.admission.holds(why);
             }
             if wave.kind == WaveKind::Canary && !self.is_proved(wave) {
                 return self.admission.holds("its canaries to be proved");
@@ -149,28 +131,53 @@ impl<'a> Gate<'a> {
         self.admission
     }
 
-    fn is_proved(&self, wave: &Wave) -> bool {
-        wave.nodes().all(|(_, name)| match self.deployment.outcomes.get(name) {
-            Some(Outcome::Running { .. }) => true,
-            Some(Outcome::Pending) => false,
-            _ => self.deployment.forgiven.contains(name),
-        })
+    /// A rack that is held stays held while others pass, because what holds it only grows; so the rest of it is passed over.
+    fn pass_wave(&mut self, wave: usize, kind: WaveKind, by_turns: bool) -> Option<String> {
+        let queues = self.standing.queues(wave);
+        let key = |turn: usize, queue: usize| if by_turns { (turn, queue) } else { (queue, turn) };
+        let mut heads: BTreeMap<(usize, usize), (usize, usize, &'a NodeName)> = BTreeMap::new();
+        for (queue, waiting) in queues.iter().enumerate() {
+            heads.extend(waiting.next(0).map(|(turn, name)| (key(turn, queue), (queue, turn, name))));
+        }
+        while let Some((_, (queue, turn, name))) = heads.pop_first() {
+            match self.held(kind, queues[queue].rack()) {
+                Some(Held::All(why)) => return Some(why),
+                Some(Held::Rack(why)) => {
+                    self.admission.waits_for.get_or_insert(why);
+                }
+                None => {
+                    self.take(queues[queue].rack(), name);
+                    let next = queues[queue].next(turn + 1);
+                    heads.extend(next.map(|(turn, name)| (key(turn, queue), (queue, turn, name))));
+                }
+            }
+        }
+        None
     }
 
-    fn held(&mut self, kind: WaveKind, rack: Option<&'a RackName>) -> Option<Held> {
+    fn is_proved(&self, wave: &Wave) -> bool {
+        let passed = |place| {
+            matches!(place, Place::Running | Place::Failed { forgiven: true } | Place::LetGo { forgiven: true })
+        };
+        wave.nodes().all(|(_, name)| self.standing.place(name).is_some_and(passed))
+    }
+
+    fn held(&mut self, kind: WaveKind, number: usize) -> Option<Held> {
         let rollout = &self.deployment.rollout;
-        if let Some(pause) = rack.and_then(|rack| self.deployment.paused_racks.get(rack)) {
+        let (rack, tally) = self.standing.rack(number);
+        if let Some(pause) = rack.and_then(|rack| self.deployment.course.paused_racks.get(rack)) {
             return Some(Held::Rack(format!("its rack, which is paused: {}", pause.reason)));
         }
-        if let Some(limit) = rollout.at_once.filter(|limit| self.under_way >= *limit) {
+        let under_way = self.standing.all().under_way + self.taken;
+        if let Some(limit) = rollout.at_once.filter(|limit| under_way >= *limit as usize) {
             return Some(Held::All(format!("others to end; {limit} may be under way at once")));
         }
-        let inside = self.under_way_in.get(&rack).copied().unwrap_or(0);
-        if let Some(limit) = rollout.at_once_per_rack.filter(|limit| inside >= *limit) {
+        let inside = tally.under_way + self.taken_in.get(&number).copied().unwrap_or(0);
+        if let Some(limit) = rollout.at_once_per_rack.filter(|limit| inside >= *limit as usize) {
             return Some(Held::Rack(format!("others of its rack to end; {limit} may be under way at once")));
         }
         let is_led = kind != WaveKind::Canary && rollout.order == Order::Leaders;
-        if is_led && !self.proved_in.contains(&rack) && inside > 0 {
+        if is_led && tally.running == 0 && inside > 0 {
             return Some(Held::Rack("the leader of its rack to be proved".to_owned()));
         }
         let next = self.pace.next();
@@ -187,14 +194,14 @@ impl<'a> Gate<'a> {
         }
     }
 
-    fn take(&mut self, rack: Option<&'a RackName>, name: &NodeName) {
+    fn take(&mut self, number: usize, name: &NodeName) {
         if let Err(why) = fit(self.snapshot, self.deployment, name) {
             self.admission.unfit.push((name.clone(), why));
             return;
         }
-        self.under_way += 1;
-        *self.under_way_in.entry(rack).or_default() += 1;
-        self.pace.take(rack);
+        self.taken += 1;
+        *self.taken_in.entry(number).or_default() += 1;
+        self.pace.take(self.standing.rack(number).0);
         self.admission.start.push(name.clone());
     }
 }
@@ -236,21 +243,18 @@ pub fn fitness(node: &Node) -> Result<(), String> {
 #[must_use]
 pub fn book(snapshot: &Snapshot, policy: &Policy, node: &Node, earliest: Millis) -> Millis {
     let first = second(earliest);
-    // Of each second: bookings in all, and of this node's rack.
-    let mut booked: BTreeMap<u64, (u32, u32)> = BTreeMap::new();
-    for other in snapshot.nodes.values().filter(|other| other.name != node.name) {
-        if let Some(at) = switched_at(other).map(second).filter(|at| *at >= first) {
-            let (all, inside) = booked.entry(at).or_default();
-            *all += 1;
-            *inside += u32::from(node.rack.is_some() && other.rack == node.rack);
-        }
-    }
+    // The node's own last start takes no room.
+    let before = snapshot.nodes.get(&node.name);
+    let own_second = before.and_then(switched_at).map(second);
     let is_full = |at: &u64| {
-        let (all, inside) = booked.get(at).copied().unwrap_or_default();
-        all >= policy.starts_per_second || inside >= policy.starts_per_second_per_rack
+        let Some(booked) = snapshot.starts.at(*at) else { return false };
+        let own = u32::from(own_second == Some(*at));
+        let own_rack = if before.is_some_and(|before| before.rack == node.rack) { own } else { 0 };
+        let inside = booked.of(node.rack.as_ref()).saturating_sub(own_rack);
+        booked.all() - own >= policy.starts_per_second || inside >= policy.starts_per_second_per_rack
     };
     // One more than there are bookings is always free.
-    match (first..=first + booked.len() as u64).find(|at| !is_full(at)) {
+    match (first..=first + snapshot.starts.seconds_from(first) as u64).find(|at| !is_full(at)) {
         Some(at) if at > first => Millis(at * 1000 + earliest.0 % 1000),
         _ => earliest,
     }
@@ -279,19 +283,13 @@ pub fn spread<'a>(policy: &Policy, racks: impl Iterator<Item = Option<&'a RackNa
     racks.map(&mut second_of).collect()
 }
 
-fn second(at: Millis) -> u64 {
-    at.0 / 1000
-}
-
-/// When the power of the present attempt was or is to be switched.
-fn switched_at(node: &Node) -> Option<Millis> {
-    node.not_before.filter(|_| node.stage.is_under_way())
-}
-
 /// How many machines are switched on in one second, in all and by rack.
 struct Pace<'a> {
     second: u64,
+    /// Those that were switched on before.
+    booked: Option<&'a Second>,
     all: u32,
+    /// Those that pass now.
     racks: BTreeMap<&'a RackName, u32>,
     limit: u32,
     rack_limit: u32,
@@ -305,19 +303,16 @@ enum Room {
 
 impl<'a> Pace<'a> {
     fn at(snapshot: &'a Snapshot, policy: &Policy, now: Millis) -> Self {
-        let mut pace = Self {
-            second: second(now),
-            all: 0,
+        let second = second(now);
+        let booked = snapshot.starts.at(second);
+        Self {
+            second,
+            booked,
+            all: booked.map_or(0, Second::all),
             racks: BTreeMap::new(),
             limit: policy.starts_per_second,
             rack_limit: policy.starts_per_second_per_rack,
-        };
-        for node in snapshot.nodes.values() {
-            if switched_at(node).map(second) == Some(pace.second) {
-                pace.take(node.rack.as_ref());
-            }
         }
-        pace
     }
 
     fn take(&mut self, rack: Option<&'a RackName>) {
@@ -328,7 +323,8 @@ impl<'a> Pace<'a> {
     }
 
     fn room(&self, rack: Option<&RackName>) -> Room {
-        let inside = rack.and_then(|rack| self.racks.get(rack)).copied().unwrap_or(0);
+        let before = self.booked.map_or(0, |booked| booked.of(rack));
+        let inside = before + rack.and_then(|rack| self.racks.get(rack)).copied().unwrap_or(0);
         match (self.all >= self.limit, inside >= self.rack_limit) {
             (true, _) => Room::Full,
             (false, true) => Room::RackFull,

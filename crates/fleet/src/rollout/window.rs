@@ -60,6 +60,16 @@ pub fn opening(windows: &[Window], now: Millis) -> Opening {
     })
 }
 
+/// When the next of these windows is over for good; then it may have been the last.
+#[must_use]
+pub(super) fn over_at(windows: &[Window], now: Millis) -> Option<Millis> {
+    let ends = windows.iter().filter_map(|window| match window {
+        Window::Once { until, .. } => Some(*until).filter(|until| *until > now),
+        Window::Daily { .. } => None,
+    });
+    ends.min()
+}
+
 impl Window {
     fn opening(self, now: Millis) -> Opening {
         match self {
