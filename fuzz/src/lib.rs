@@ -11,6 +11,7 @@ pub mod dhcp;
 pub mod extension;
 pub mod handshake;
 pub mod hashes;
+pub mod lldp;
 pub mod lsd;
 pub mod magnet;
 pub mod metainfo;

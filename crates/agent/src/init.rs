@@ -20,7 +20,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::command::{SEARCH_PATH, find};
 use crate::kernel_line::wants_shell;
-use crate::{Error, console};
+use crate::{Error, console, post};
 
 /// Time to read the console before a machine that failed starts again.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -63,7 +63,13 @@ pub fn supervise() -> ! {
     }
     tracing::info!("agent {} starts", crate::VERSION);
     match start_agent() {
-        Ok(agent) => after(&watch(agent)),
+        Ok(agent) => {
+            let ended = watch(agent);
+            after(&ended);
+            if ended == Ended::Well && post::kernel_is_loaded() {
+                start_loaded_kernel();
+            }
+        }
         Err(error) => {
             tracing::error!("the agent does not start: {error}");
             thread::sleep(BROKEN_PAUSE);
@@ -194,6 +200,15 @@ fn shell() {
     if let Err(error) = ended {
         tracing::warn!("no shell: {error}");
         thread::sleep(PAUSE);
+    }
+}
+
+/// Comes back only where the kernel refuses.
+fn start_loaded_kernel() {
+    tracing::info!("the deployed kernel is started without the firmware");
+    rustix::fs::sync();
+    if let Err(errno) = reboot(RebootCommand::Kexec) {
+        tracing::error!("it cannot be started, the machine restarts: {}", std::io::Error::from(errno));
     }
 }
 

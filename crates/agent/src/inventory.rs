@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use api::agent::Register;
+use fleet::discovery::Findings;
 use fleet::disk::Disk;
 use fleet::ids::Mac;
 use uuid::Uuid;
@@ -65,6 +66,7 @@ impl View {
                 .join(" "),
             disks: Vec::new(),
             agent_version: crate::VERSION.to_owned(),
+            findings: Findings { firmware: self.firmware(), ..Findings::default() },
         }
     }
 
@@ -179,6 +181,12 @@ impl View {
             folder = folder.parent()?.to_owned();
         }
         Some(folder.file_name()?.to_string_lossy().into_owned())
+    }
+
+    /// Vendor, version and date.
+    fn firmware(&self) -> String {
+        let words = ["bios_vendor", "bios_version", "bios_date"].map(|name| self.dmi(name));
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
     fn dmi(&self, name: &str) -> Option<String> {

@@ -7,6 +7,9 @@ use fleet::ids::Mac;
 
 use crate::Error;
 
+/// Switches speak every 30 seconds; one that has not spoken after four times that is silent.
+const LISTEN_LIMIT_SECONDS: u32 = 120;
+
 /// The agent's part of `/proc/cmdline`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelLine {
@@ -17,6 +20,10 @@ pub struct KernelLine {
     /// `rackswarm.mac=`, else PXE's `BOOTIF=`: the interface that the machine
     /// booted through.
     pub mac: Option<Mac>,
+    /// `rackswarm.listen=SECONDS`: how long to listen for switches before the machine shows itself, on all cards.
+    pub listen_seconds: u32,
+    /// `rackswarm.check=1`: the hardware is checked before the machine shows itself.
+    pub check: bool,
     /// `rackswarm.debug=shell`: a shell on the console after a failure.
     pub debug_shell: bool,
 }
@@ -43,9 +50,15 @@ impl KernelLine {
             server: required("rackswarm.server")?,
             token: Token(required("rackswarm.token")?),
             mac,
+            listen_seconds: seconds(values.get("rackswarm.listen")),
+            check: values.get("rackswarm.check") == Some(&"1"),
             debug_shell: wants_shell(line),
         })
     }
+}
+
+fn seconds(text: Option<&&str>) -> u32 {
+    text.and_then(|text| text.parse().ok()).unwrap_or(0).min(LISTEN_LIMIT_SECONDS)
 }
 
 /// Whether a line asks for the shell, whatever else is wrong with it.
@@ -66,12 +79,13 @@ mod tests {
     #[test]
     fn the_keys_are_found_among_others() {
         let line = "BOOT_IMAGE=x console=ttyS0 rackswarm.server=http://10.0.0.1:8080 rackswarm.token=abc= quiet \
-                    rackswarm.mac=52:54:00:00:00:01 rackswarm.debug=shell panic=1\n";
+                    rackswarm.mac=52:54:00:00:00:01 rackswarm.debug=shell rackswarm.listen=900 rackswarm.check=1 panic=1\n";
         let parsed = KernelLine::parse(line).unwrap();
         assert_eq!(parsed.server, "http://10.0.0.1:8080");
         assert_eq!(parsed.token, Token("abc=".into()));
         assert_eq!(parsed.mac.unwrap().to_string(), "52:54:00:00:00:01");
-        assert!(parsed.debug_shell);
+        assert!(parsed.debug_shell && parsed.check);
+        assert_eq!(parsed.listen_seconds, LISTEN_LIMIT_SECONDS);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 pub mod args;
 pub mod capture;
+mod cards;
+mod checks;
 pub mod command;
 pub mod console;
 mod contents;

@@ -75,6 +75,8 @@ fn provision_files(trial: Trial) -> Result<(), Error> {
         token: trial.token,
         mac: trial.mac,
         post: trial.post,
+        listen: Duration::ZERO,
+        check: false,
     };
     provision(options, &Watchdog::default())
 }

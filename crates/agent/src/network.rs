@@ -33,6 +33,8 @@ const DHCP_SCRIPT: &str = "/etc/udhcpc/default.script";
 pub(crate) struct Network {
     /// Its hardware address.
     pub(crate) mac: Mac,
+    /// Its name.
+    pub(crate) interface: String,
     /// The leased address.
     pub(crate) address: Ipv4Addr,
     _client: Child,
@@ -51,7 +53,12 @@ pub(crate) async fn up(mac: Option<Mac>) -> Result<Network, Error> {
     }
     let (client, address) = lease(&interface).await?;
     tracing::info!("{interface} ({mac}) has address {address}");
-    Ok(Network { mac, address, _client: client })
+    Ok(Network { mac, interface, address, _client: client })
+}
+
+/// Names of all cards.
+pub(crate) fn cards() -> Vec<String> {
+    inventory::interfaces(Path::new("/sys")).into_iter().map(|(name, _)| name).collect()
 }
 
 async fn interface_of(mac: Mac) -> Result<(String, Mac), Error> {

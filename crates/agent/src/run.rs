@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use api::agent::{Assignment, CaptureOrder, Orders, Register, ReportKind, Token};
 use api::client::{Client, ClientError};
+use fleet::discovery::Card;
 use fleet::disk::{Disk, Size, choose};
 use fleet::ids::Mac;
 use image::{DiskSink, Manifest, PieceSink};
 use tokio::time::{self, Instant};
 
 use crate::capture::{self, Pace, Sent};
+use crate::cards::Listener;
+use crate::checks;
 use crate::command::Run;
 use crate::devices::Devices;
 use crate::fetch::{self, Swarm};
@@ -59,6 +62,10 @@ pub struct Options {
     pub mac: Option<Mac>,
     /// Whether the written image is made this node's own.
     pub post: bool,
+    /// How long to listen for switches before the machine shows itself.
+    pub listen: Duration,
+    /// Whether the hardware is checked before that.
+    pub check: bool,
 }
 
 /// Where the agent runs.
@@ -82,8 +89,9 @@ impl Options {
     /// When it lacks something.
     pub fn from_kernel_line(line: &str) -> Result<Self, Error> {
         let line = KernelLine::parse(line)?;
-        let (server, token, mac) = (line.server, line.token, line.mac);
-        Ok(Self { place: Place::BootEnvironment, server, token, mac, post: true })
+        let listen = Duration::from_secs(line.listen_seconds.into());
+        let (server, token, mac, check) = (line.server, line.token, line.mac, line.check);
+        Ok(Self { place: Place::BootEnvironment, server, token, mac, post: true, listen, check })
     }
 }
 
@@ -98,7 +106,11 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
 
     // Show ourselves until somebody answers what to do.
     let client = Client::new(&options.server, options.token.clone()).map_err(|e| Error::Usage(e.to_string()))?;
-    let machine = ground.machine().await?;
+    let mut machine = ground.machine().await?;
+    if options.check {
+        machine.findings.checks = checks::make(&client, &machine.disks).await;
+    }
+    machine.findings.cards = ground.cards(options.listen).await;
     let orders = register(&client, &options.server, &machine).await?;
     let attempt = match &orders {
         Orders::Install(order) => {
@@ -289,6 +301,10 @@ impl Life<'_, Assignment> {
         if self.options.post {
             self.post(disk).await?;
         }
+        let cards = self.ground.cards(Duration::ZERO).await;
+        if cards.iter().any(|card| card.switch.is_some()) {
+            self.tell(ReportKind::SwitchesHeard { cards }).await?;
+        }
         rustix::fs::sync();
         tracing::info!("done; the machine starts from its disk now");
         self.farewell(ReportKind::PostActionsDone).await
@@ -361,6 +377,7 @@ impl Life<'_, Assignment> {
             digest: self.assignment.digest,
             attempt: self.assignment.attempt,
             mac: self.ground.mac(self.options.mac),
+            own_machine: matches!(self.options.place, Place::BootEnvironment),
             plan: self.assignment.post.clone(),
         };
         let (reporter, watchdog, stop) = (self.reporter.clone(), self.watchdog.clone(), self.stop.clone());
@@ -377,7 +394,7 @@ impl Life<'_, Assignment> {
 
 /// What the agent stands on: devices and the network, or what stands for them.
 enum Ground {
-    Machine { devices: Devices, network: Network },
+    Machine { devices: Devices, network: Box<Network>, listener: Listener },
     Trial { disks: Vec<Disk>, listen: SocketAddr, mac: Option<Mac> },
 }
 
@@ -390,8 +407,11 @@ impl Ground {
             Place::BootEnvironment => {
                 let modules = blocking(load_listed_modules).await?;
                 let devices = Devices::watch(modules);
-                let network = network::up(options.mac).await?;
-                Ok(Self::Machine { devices, network })
+                let network = Box::new(network::up(options.mac).await?);
+                let all = options.listen > Duration::ZERO;
+                let interfaces = if all { network::cards() } else { vec![network.interface.clone()] };
+                let listener = blocking(move || Listener::start(&interfaces)).await?;
+                Ok(Self::Machine { devices, network, listener })
             }
         }
     }
@@ -402,12 +422,24 @@ impl Ground {
             Self::Trial { disks, mac, .. } => {
                 let mac = *mac;
                 let machine = blocking(move || View::default().machine_without_disks(mac)).await?;
-                Ok(Register { disks: disks.clone(), ..machine })
+                // The host's own is not that of the machine whose disks these are.
+                Ok(Register { disks: disks.clone(), uuid: None, ..machine })
             }
-            Self::Machine { devices, network } => {
+            Self::Machine { devices, network, .. } => {
                 devices.settled(DISKS_QUIET, DISKS_LIMIT).await;
                 let mac = network.mac;
                 blocking(move || View::default().machine(Some(mac))).await
+            }
+        }
+    }
+
+    /// The network cards, after listening for so long.
+    async fn cards(&self, listen: Duration) -> Vec<Card> {
+        match self {
+            Self::Trial { .. } => Vec::new(),
+            Self::Machine { listener, .. } => {
+                listener.wait(listen).await;
+                listener.cards()
             }
         }
     }

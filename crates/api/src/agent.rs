@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fleet::capture::Order;
+use fleet::discovery::{Card, Findings};
 use fleet::disk::{Disk, DiskRule};
 use fleet::ids::{Attempt, Digest, ImageName, NodeName};
 use fleet::ledger::Ledger;
@@ -41,6 +42,9 @@ pub struct Register {
     pub disks: Vec<Disk>,
     /// Version of the agent.
     pub agent_version: String,
+    /// What it found out with some effort.
+    #[serde(default)]
+    pub findings: Findings,
 }
 
 /// What the agent is to do: the answer to [`Register`].
@@ -122,6 +126,9 @@ pub struct PostPlan {
     pub grow_root: bool,
     /// The operator's own script.
     pub script: Option<Script>,
+    /// Start the deployed kernel without going through the firmware.
+    #[serde(default)]
+    pub kexec: bool,
     /// Time limit of each built-in action, in seconds.
     pub action_limit_seconds: u32,
     /// Base URL of the controller for the monitoring daemon.
@@ -178,6 +185,11 @@ pub enum ReportKind {
     ImageVerified {
         /// Bytes moved and times, as a sentence.
         text: String,
+    },
+    /// Switches were heard on the way.
+    SwitchesHeard {
+        /// Its network cards.
+        cards: Vec<Card>,
     },
     /// One post action ended well.
     PostActionDone {

@@ -17,8 +17,9 @@ use thiserror::Error;
 use crate::Problem;
 use crate::agent::{Heartbeat, Orders, Proof, Register, Report, Token};
 use crate::operator::{
-    DeploymentView, ImageView, NewDeployment, NewNode, NewSet, NodeSettings, NodeView, PowerRequest, PowerResult,
-    RackSettings, RackView, SetView, Status, StreamEvent, SyncOptions, SyncReport, TimelineLine,
+    AcquireRequest, DeploymentView, GiveBackRequest, ImageView, NewDeployment, NewNode, NewSet, NodeSettings, NodeView,
+    PowerRequest, PowerResult, RackSettings, RackView, SetView, Status, StreamEvent, SyncOptions, SyncReport,
+    TimelineLine,
 };
 
 /// A request did not succeed. Grouped by what the caller can do.
@@ -228,6 +229,22 @@ impl Client {
     /// [`ClientError`].
     pub async fn sync_set(&self, name: &SetName, options: SyncOptions) -> Result<SyncReport, ClientError> {
         self.send_within(SET_LIMIT, Method::POST, &format!("/api/v1/sets/{name}/sync"), &options).await
+    }
+
+    /// Takes machines of a set and makes nodes of them.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn acquire(&self, name: &SetName, wish: &AcquireRequest) -> Result<SyncReport, ClientError> {
+        self.send_within(SET_LIMIT, Method::POST, &format!("/api/v1/sets/{name}/acquire"), wish).await
+    }
+
+    /// Gives machines back to their set.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn give_back(&self, name: &SetName, nodes: &GiveBackRequest) -> Result<SyncReport, ClientError> {
+        self.send_within(SET_LIMIT, Method::POST, &format!("/api/v1/sets/{name}/release"), nodes).await
     }
 
     /// Switches or reads the power of nodes. Each result comes when it is there; the stream ends with the last one.

@@ -48,6 +48,9 @@ pub struct NodeSettings {
     /// Address of its power driver, such as `ipmi://admin@10.0.0.7?password_file=/etc/bmc`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power: Option<String>,
+    /// Memory that it is expected to have, in GiB; one that has less is not deployed. 0 expects nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_gib: Option<u32>,
     /// Fixed address for its first MAC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -92,6 +95,9 @@ pub struct NodeView {
     /// The set that it belongs to.
     #[serde(default)]
     pub member: Option<Member>,
+    /// Memory that it is expected to have, in GiB.
+    #[serde(default)]
+    pub memory_gib: Option<u32>,
     /// The address that it has or had last.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub address: Option<std::net::Ipv4Addr>,
@@ -292,6 +298,46 @@ pub struct SyncOptions {
     pub dry_run: bool,
     /// Take it as it is when more than half of the set's nodes are gone.
     pub force: bool,
+}
+
+/// Machines to be taken of a set, or made there. The same token always means the same machines: asked again, what it holds
+/// already is answered and what is missing is added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AcquireRequest {
+    /// Who asks: 1 to 64 letters, digits, `-`, `_` and `.`.
+    pub token: String,
+    /// How many machines this token shall hold in all, 1 to 1000.
+    pub count: u32,
+    /// The image of the platform that made machines start from; without one they boot from the network.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Virtual processors of made machines.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// Memory of made machines in MiB.
+    #[serde(default)]
+    pub memory_mib: Option<u32>,
+    /// Disk of made machines in GiB.
+    #[serde(default)]
+    pub disk_gib: Option<u32>,
+    /// The platform's own name for a size, such as `t3.small`.
+    #[serde(default)]
+    pub instance_type: Option<String>,
+    /// Only machines of this rack, where the set knows racks.
+    #[serde(default)]
+    pub rack: Option<String>,
+}
+
+/// Machines to be given back to their set. One that the set has made ceases to exist, with its disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GiveBackRequest {
+    /// Nodes of this set on which nothing is under way.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub nodes: Vec<NodeName>,
 }
 
 /// What a set's listing came to.

@@ -14,6 +14,9 @@ use crate::{Error, elf, error::file};
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("e2fsprogs", &["sbin/resize2fs", "sbin/e2fsck", "sbin/dumpe2fs"]),
     ("util-linux", &["sbin/blkid"]),
+    ("efibootmgr", &["bin/efibootmgr"]),
+    ("kexec-tools", &["sbin/kexec"]),
+    ("smartmontools", &["usr/sbin/smartctl"]),
     ("xfsprogs", &["usr/sbin/xfs_growfs", "usr/sbin/xfs_db", "usr/sbin/xfs_logprint"]),
 ];
 

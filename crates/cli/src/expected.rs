@@ -19,8 +19,8 @@ use crate::output::{self, Meaning, or_dash, say};
 
 pub(crate) const HELP: &str = "\
 A table (.csv) has these columns, in any order; all but name may be missing or empty:
-  name,mac,rack,uuid,power,address,disk_serial
-  n1,52:54:00:12:34:56 52:54:00:12:34:57,r1,,ipmi://admin@10.9.1.1?password_file=/etc/rackswarm/bmc,10.0.1.1,S3Z8NB0K
+  name,mac,rack,uuid,power,address,disk_serial,memory_gib
+  n1,52:54:00:12:34:56 52:54:00:12:34:57,r1,,ipmi://admin@10.9.1.1?password_file=/etc/rackswarm/bmc,10.0.1.1,S3Z8NB0K,256
 TOML (.toml) has the same words in [[machine]], with mac = [\"...\", \"...\"].
 A node needs a MAC address or its UUID. Racks that do not exist are made. What a node has and the file does not name is
 kept. The exit status is 0 only when every line was taken.";
@@ -71,6 +71,8 @@ struct Machine {
     address: Option<Ipv4Addr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     disk_serial: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory_gib: Option<u32>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -91,6 +93,7 @@ struct Line {
     power: String,
     address: String,
     disk_serial: String,
+    memory_gib: String,
 }
 
 /// What became of a machine.
@@ -167,6 +170,7 @@ fn difference(machine: &Machine, known: Option<&NodeView>) -> (NodeSettings, Str
         // The address that a node has may be one that it was leased; the same is asked for once more then.
         address: machine.address.filter(|address| new(known.is_some_and(|node| node.address != Some(*address)))),
         disk: rule.filter(|rule| new(known.is_some_and(|node| node.disk.serial != rule.serial))),
+        memory_gib: machine.memory_gib.filter(|gib| new(known.is_some_and(|node| node.memory_gib != Some(*gib)))),
         post: None,
     };
     let mut said = Vec::new();
@@ -179,6 +183,7 @@ fn difference(machine: &Machine, known: Option<&NodeView>) -> (NodeSettings, Str
         ("power", settings.power.clone()),
         ("address", settings.address.map(|address| address.to_string())),
         ("disk serial", disk),
+        ("memory", settings.memory_gib.map(|gib| format!("{gib} GiB"))),
     ] {
         said.extend(value.map(|value| format!("{word} {value}")));
     }
@@ -223,6 +228,7 @@ fn machine(node: &NodeView) -> Machine {
         power: Some(node.power.clone()),
         address: None,
         disk_serial: node.disk.serial.clone(),
+        memory_gib: node.memory_gib,
     }
 }
 
@@ -242,6 +248,7 @@ fn written(machines: Vec<Machine>, form: Form) -> Result<String> {
             power: machine.power.clone().unwrap_or_default(),
             address: empty(or_dash(machine.address)),
             disk_serial: machine.disk_serial.clone().unwrap_or_default(),
+            memory_gib: machine.memory_gib.map(|gib| gib.to_string()).unwrap_or_default(),
         })?;
     }
     let bytes = writer.into_inner().map_err(|error| error.into_error())?;
@@ -293,6 +300,9 @@ impl Line {
                 .map(|text| text.parse().with_context(|| format!("`{text}` is not an IPv4 address")))
                 .transpose()?,
             disk_serial: given(self.disk_serial),
+            memory_gib: given(self.memory_gib)
+                .map(|text| text.parse().with_context(|| format!("`{text}` is no number of GiB")))
+                .transpose()?,
         })
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use api::client::Client;
 use api::operator::{NewNode, NodeSettings, NodeView};
 use clap::{Args, Subcommand};
-use fleet::discovery::Inventory;
+use fleet::discovery::{Card, CheckOutcome, Inventory};
 use fleet::disk::DiskRule;
 use fleet::ids::{Mac, NodeName, RackName};
 use fleet::life::Stage;
@@ -61,7 +61,7 @@ pub(crate) enum Command {
     Import(expected::Import),
     /// Print all approved nodes as such a file
     Export(expected::Export),
-    /// Take in a machine that showed itself on the network
+    /// Take in a machine that showed itself on the network, or say that one whose hardware failed a check is mended
     Approve {
         /// The node; machines that nobody has named are called node- and their MAC address
         name: NodeName,
@@ -103,6 +103,9 @@ pub(crate) struct Options {
     /// Address of its power driver, such as manual: or ipmi://USER@HOST?password_file=FILE
     #[arg(long, value_name = "ADDRESS", value_parser = power_address)]
     power: Option<String>,
+    /// Memory that it is expected to have, in GiB: one that has less is not deployed; 0 expects nothing
+    #[arg(long, value_name = "GIB")]
+    memory_gib: Option<u32>,
     /// Fixed IPv4 address for its first MAC address
     #[arg(long)]
     address: Option<Ipv4Addr>,
@@ -161,6 +164,7 @@ impl Options {
             macs: (!self.macs.is_empty()).then(|| self.macs.clone()),
             uuid: self.uuid,
             power: self.power.clone(),
+            memory_gib: self.memory_gib,
             address: self.address,
             disk: self.disk.rule(),
             post: self.post.settings(former_post)?,
@@ -272,6 +276,10 @@ fn note(node: &NodeView) -> String {
             progress.peers
         ),
         (Stage::Failed, _, Some(reason)) => reason.clone(),
+        (Stage::Enrolled, ..) => {
+            let failed = node.inventory.iter().flat_map(Inventory::failed_checks).next();
+            failed.map(|check| format!("{} failed: {}", check.name, check.text)).unwrap_or_default()
+        }
         (stage, _, Some(reason)) if stage.is_under_way() => format!("attempt {} after: {reason}", node.tries),
         (Stage::Running, ..) => node
             .heard
@@ -300,6 +308,7 @@ fn identity(node: &NodeView) -> Vec<(&'static str, String)> {
         ("macs", macs.join(" ")),
         ("uuid", or_dash(node.uuid)),
         ("address", or_dash(node.address)),
+        ("memory expected", node.memory_gib.map_or_else(|| "-".to_owned(), |gib| format!("{gib} GiB"))),
         ("firmware", or_dash(node.firmware)),
         ("power", power_line(node)),
         ("set", membership(node)),
@@ -328,7 +337,30 @@ fn machine(inventory: &Inventory) -> Vec<(&'static str, String)> {
         let holds = if disk.contents.is_empty() { "blank".to_owned() } else { disk.contents.join(" and ") };
         ("its disk", format!("{disk}, {holds}"))
     }));
+    let findings = &inventory.findings;
+    if !findings.firmware.is_empty() {
+        lines.push(("its firmware", findings.firmware.clone()));
+    }
+    lines.extend(findings.cards.iter().map(|card| ("its card", describe_card(card))));
+    lines.extend(findings.checks.iter().map(|check| {
+        let outcome = match check.outcome {
+            CheckOutcome::Passed => "passed",
+            CheckOutcome::Failed => "FAILED",
+            CheckOutcome::NotMade => "not made",
+        };
+        ("check", format!("{} {outcome}: {}", check.name, check.text))
+    }));
     lines
+}
+
+fn describe_card(card: &Card) -> String {
+    let rate = card.rate_mbit.map(|rate| format!(" of {rate} Mbit/s")).unwrap_or_default();
+    let link = if card.link { format!("link{rate}") } else { "no link".to_owned() };
+    let switch = card.switch.as_ref().map(|switch| {
+        let description = switch.description.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
+        format!(", to {} port {}{description}", switch.name, switch.port)
+    });
+    format!("{} {}, {link}{}", card.name, card.mac, switch.unwrap_or_default())
 }
 
 fn power_line(node: &NodeView) -> String {

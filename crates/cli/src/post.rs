@@ -39,6 +39,12 @@ pub(crate) struct Options {
     /// Grow the root partition and its file system to the disk (the default)
     #[arg(long)]
     grow: bool,
+    /// Start the deployed kernel without going through the firmware, which saves minutes on large machines
+    #[arg(long, overrides_with = "no_kexec")]
+    kexec: bool,
+    /// Restart through the firmware (the default)
+    #[arg(long)]
+    no_kexec: bool,
     /// Forget all post actions that were set here before; wider settings apply again
     #[arg(long)]
     clear_post: bool,
@@ -70,6 +76,7 @@ impl Options {
             user_data: self.user_data.as_deref().map(read).transpose()?,
             grow_root: if self.no_grow { Some(false) } else { self.grow.then_some(true) },
             script,
+            kexec: if self.no_kexec { Some(false) } else { self.kexec.then_some(true) },
         })
     }
 }
@@ -91,6 +98,9 @@ pub(crate) fn describe(post: &PostSettings) -> Vec<(&'static str, String)> {
     }
     if let Some(script) = &post.script {
         lines.push(("post script", format!("{} bytes, at most {} s", script.text.len(), script.time_limit_seconds)));
+    }
+    if let Some(kexec) = post.kexec {
+        lines.push(("kexec", if kexec { "yes" } else { "no" }.to_owned()));
     }
     lines
 }

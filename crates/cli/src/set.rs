@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use api::client::Client;
-use api::operator::{NewSet, SetView, SyncOptions, SyncReport};
+use api::operator::{AcquireRequest, GiveBackRequest, NewSet, SetView, SyncOptions, SyncReport};
 use clap::{Args, Subcommand};
-use fleet::ids::{RackName, SetName};
+use fleet::ids::{NodeName, RackName, SetName};
 use fleet::set::What;
 
 use crate::connect::{Connection, explain};
@@ -41,6 +41,20 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take machines of a set, or have it make some, and make nodes of them
+    #[command(after_help = ACQUIRE_HELP)]
+    Acquire(Box<AcquireArguments>),
+    /// Give machines back to their set; one that the set has made ceases to exist, with its disk
+    Release {
+        /// The set
+        name: SetName,
+        /// Its nodes, separated by commas
+        #[arg(required = true, value_delimiter = ',')]
+        nodes: Vec<NodeName>,
+        /// Print the API's JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Forget a set; its nodes stay
     #[command(visible_alias = "rm")]
     Remove {
@@ -70,6 +84,45 @@ pub(crate) struct AddArguments {
     #[arg(long)]
     json: bool,
 }
+
+/// Machines to be taken.
+#[derive(Debug, Args)]
+pub(crate) struct AcquireArguments {
+    /// The set
+    name: SetName,
+    /// How many machines the token shall hold in all
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Who asks; the same token always means the same machines
+    #[arg(long)]
+    token: String,
+    /// Image of the platform that made machines start from [default: they boot from the network]
+    #[arg(long)]
+    image: Option<String>,
+    /// Virtual processors of made machines [default: 1]
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory of made machines [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    memory_mib: Option<u32>,
+    /// Disk of made machines [default: 8]
+    #[arg(long, value_name = "GIB")]
+    disk_gib: Option<u32>,
+    /// The platform's own name for a size, such as t3.small
+    #[arg(long)]
+    instance_type: Option<String>,
+    /// Only machines of this rack, where the set knows racks
+    #[arg(long)]
+    rack: Option<String>,
+    /// Print the API's JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const ACQUIRE_HELP: &str = "\
+Example:
+  rackswarm set acquire hall1 --count 4 --token web --cpus 2 --memory-mib 4096 --disk-gib 20
+Asked again with the same token and a larger count, only what is missing is made.";
 
 const SYNC_HELP: &str = "\
 New machines become nodes, known ones are brought up to date. A machine is known by the set's own id for it, by a MAC
@@ -111,12 +164,25 @@ pub(crate) async fn run(connection: &Connection, command: Command) -> Result<Exi
             let refused = report.rows.iter().any(|row| row.what == What::Refused);
             Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
+        Command::Acquire(arguments) => acquire(&client, *arguments).await,
+        Command::Release { name, nodes, json } => {
+            let report = client.give_back(&name, &GiveBackRequest { nodes }).await.map_err(explain)?;
+            show(json, &report, describe)
+        }
         Command::Remove { name } => {
             client.remove_set(&name).await.map_err(explain)?;
             say(format_args!("{name} is removed; its nodes stay"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn acquire(client: &Client, arguments: AcquireArguments) -> Result<ExitCode> {
+    let AcquireArguments { name, count, token, image, cpus, memory_mib, disk_gib, instance_type, rack, json } =
+        arguments;
+    let wish = AcquireRequest { token, count, image, cpus, memory_mib, disk_gib, instance_type, rack };
+    let report = client.acquire(&name, &wish).await.map_err(explain)?;
+    show(json, &report, describe)
 }
 
 async fn add(client: &Client, arguments: AddArguments) -> Result<ExitCode> {

@@ -60,6 +60,7 @@ impl Machine<'_> {
             product: "Scripted Machine".into(),
             disks: vec![self.disk()],
             agent_version: "test".into(),
+            findings: Default::default(),
         };
         match on(agent.register(&register)).unwrap() {
             Orders::Install(assignment) => (agent, *assignment),

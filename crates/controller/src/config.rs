@@ -213,6 +213,14 @@ impl Config {
         check_arguments(&self.boot.kernel_arguments).map_err(|why| format!("boot.kernel_arguments: {why}"))?;
         self.check_ranges()?;
         self.check_sets()?;
+        for (key, value, most) in [
+            ("listen_seconds", self.discovery.listen_seconds, 120),
+            ("sync_seconds", self.discovery.sync_seconds, 86_400),
+        ] {
+            if value > most {
+                return Err(format!("discovery.{key} is {value}: write 0 to {most}"));
+            }
+        }
         for rule in &self.discovery.approve {
             rule.check().map_err(|why| format!("discovery.approve: {why}"))?;
         }
@@ -407,6 +415,8 @@ const POST: &str = "\
 # user_data = \"#cloud-config\\n\"
 # Grow the root partition and its file system to the disk.
 # grow_root = true
+# Start the deployed kernel without going through the firmware.
+# kexec = false
 # script = { text = \"#!/bin/sh\\necho hello\\n\", time_limit_seconds = 300 }
 ";
 

@@ -126,10 +126,15 @@ impl Bound {
 
         let listener = into_tokio(self.http)?;
         let switchboard = Arc::new(Switchboard::default());
+        let asking = Asking::default();
+        if self.config.discovery.sync_seconds > 0 {
+            let every = Duration::from_secs(self.config.discovery.sync_seconds.into());
+            tokio::spawn(asking.clone().keep_up(keeper.clone(), every, ending.clone()));
+        }
         let app = App::new(Parts {
             keeper: keeper.clone(),
             switchboard: Arc::clone(&switchboard),
-            asking: Asking::default(),
+            asking,
             images,
             advertise: self.advertise,
             operator: token::hash(&token.0),

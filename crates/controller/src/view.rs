@@ -34,8 +34,9 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         power_state: live.and_then(|live| live.power).map(|(power, _)| power),
         power_read_at: live.and_then(|live| live.power).map(|(_, at)| at),
         // Of all nodes it would be a long list; one that waits is judged by it.
-        inventory: node.inventory.clone().filter(|_| !node.approved),
+        inventory: node.inventory.clone().filter(|told| !node.approved || told.failed_checks().next().is_some()),
         member: node.member.clone(),
+        memory_gib: node.memory_gib,
         address: state.address_of(node),
         disk: node.disk.clone(),
         post: node.post.clone(),

@@ -54,7 +54,11 @@ async fn a_rule_approves_what_fits_and_puts_it_into_its_rack() {
         rack: Some(rack.parse().unwrap()),
         ..Rule::default()
     };
-    config.discovery = Discovery { inventory: true, approve: vec![rule("Other", "r1"), rule("Scripted", "r2")] };
+    config.discovery = Discovery {
+        inventory: true,
+        approve: vec![rule("Other", "r1"), rule("Scripted", "r2")],
+        ..Discovery::default()
+    };
     let server = Server::start(&config).await;
     let agent = server.boot(mac(1)).await;
     assert_eq!(status(agent.client.register(&agent.introduction()).await), 409);

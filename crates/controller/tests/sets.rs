@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use api::client::ClientError;
 use api::operator::{
-    NewDeployment, NewSet, NodeSettings, PowerAction, PowerOutcome, PowerRequest, PowerResult, RackSettings, SetView,
+    AcquireRequest, GiveBackRequest, NewDeployment, NewSet, NodeSettings, PowerAction, PowerOutcome, PowerRequest, PowerResult, RackSettings, SetView,
     SyncOptions, SyncReport,
 };
-use common::{Server, config, content, fake, mac, status};
+use common::{Server, config, eventually, content, fake, mac, status};
 use fleet::life::Stage;
 use fleet::node::Power;
 use fleet::set::What;
@@ -131,6 +131,56 @@ async fn what_is_wrong_with_a_set_is_said_when_it_is_added() {
     operator.add_set(&NewSet { unchecked: true, ..bmc }).await.unwrap();
     assert_eq!(status(operator.sync_set(&"c".parse().unwrap(), REAL).await), 502);
     assert_eq!(status(operator.sync_set(&"d".parse().unwrap(), REAL).await), 404);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_are_made_taken_in_and_given_back_by_their_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&config(folder.path())).await;
+    let operator = server.operator();
+    operator.add_set(&set("cloud", &format!("fake:{}?machines=0", fake("makes")))).await.unwrap();
+    let cloud = "cloud".parse().unwrap();
+    let wish = |count| AcquireRequest {
+        token: "web".into(),
+        count,
+        image: None,
+        cpus: None,
+        memory_mib: None,
+        disk_gib: None,
+        instance_type: None,
+        rack: None,
+    };
+    let made = operator.acquire(&cloud, &wish(2)).await.unwrap();
+    assert_eq!(words(&made).iter().filter(|(_, what)| *what == What::Added).count(), 2, "{made:?}");
+    // The same wish again makes nothing; a larger one only what is missing.
+    assert_eq!(words(&operator.acquire(&cloud, &wish(2)).await.unwrap()).iter().filter(|(_, w)| *w == What::Added).count(), 0);
+    let more = operator.acquire(&cloud, &wish(3)).await.unwrap();
+    assert_eq!(more.rows.len(), 3, "{more:?}");
+
+    let first = made.rows[0].node.clone().unwrap();
+    let stranger = GiveBackRequest { nodes: vec!["nobody".parse().unwrap()] };
+    assert_eq!(status(operator.give_back(&cloud, &stranger).await), 404);
+    operator.give_back(&cloud, &GiveBackRequest { nodes: vec![first.clone()] }).await.unwrap();
+    assert_eq!(status(operator.node(&first).await), 404, "nothing was ever written to it");
+    assert_eq!(operator.nodes().await.unwrap().len(), 2);
+    assert_eq!(status(operator.acquire(&cloud, &wish(0)).await), 409);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sets_are_asked_again_by_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let machines = folder.path().join("machines.toml");
+    std::fs::write(&machines, "").unwrap();
+    let mut config = config(folder.path());
+    config.discovery.sync_seconds = 1;
+    let server = Server::start(&config).await;
+    server.operator().add_set(&set("hall", &format!("machines:{}", machines.display()))).await.unwrap();
+    let entry = format!("[[machine]]\nname = \"n1\"\npower = \"fake:{}\"\nmac = [\"{}\"]\n", fake("n1"), mac(1));
+    std::fs::write(&machines, entry).unwrap();
+    let name = "n1".parse().unwrap();
+    eventually("its machine is a node", || async { server.operator().node(&name).await.ok() }).await;
     server.stop().await;
 }
 

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::capture::Order;
 use crate::deployment::ImageInfo;
-use crate::discovery::Inventory;
+use crate::discovery::{Card, Inventory};
 use crate::disk::DiskRule;
 use crate::ids::{Attempt, DeploymentId, Digest, ImageName, Mac, NodeName, RackName, SetName};
 use crate::ledger::Ledger;
@@ -27,6 +27,8 @@ pub struct NodeEdit {
     pub power: Option<String>,
     /// Fixed address for its first MAC.
     pub address: Option<std::net::Ipv4Addr>,
+    /// Memory that it is expected to have, in GiB; 0 expects nothing.
+    pub memory_gib: Option<u32>,
     /// Which disk may be written.
     pub disk: Option<DiskRule>,
     /// Post actions of its own.
@@ -78,6 +80,15 @@ pub enum Event {
         set: SetName,
         /// True where it has gone from the configuration.
         configured: bool,
+    },
+    /// An agent has heard from the switches that its machine is plugged into.
+    SwitchesHeard {
+        /// The node.
+        node: NodeName,
+        /// The attempt whose agent reports.
+        attempt: Attempt,
+        /// Its network cards.
+        cards: Vec<Card>,
     },
     /// A set was asked for its machines.
     SetListed {

@@ -16,14 +16,14 @@ use crate::life::{Cause, Stage};
 use crate::node::Node;
 use crate::plan::Policy;
 use crate::set::compare;
-use boot::{by_mac, inventoried, proved, registered, script_asked, sighted};
+use boot::{by_mac, inventoried, proved, registered, script_asked, sighted, switches_heard};
 use draft::Draft;
 pub use nodes::image_user;
 use nodes::{
     add_node, approve, edit_node, find_set, put_set, release, remove_image, remove_node, remove_rack, remove_set,
 };
 use rollouts::{cancel, deploy, pause, proceed, resume, retry};
-pub use rollouts::{check_free, draw_up};
+pub use rollouts::{check_free, check_hardware, draw_up, failed_checks};
 
 /// Why an event changes nothing. Grouped by what the sender should do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -187,6 +187,9 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         }
         Event::Inventoried { node, attempt, uuid, inventory, text } => {
             inventoried(snapshot, policy, now, node, *attempt, *uuid, inventory, text)
+        }
+        Event::SwitchesHeard { node, attempt, cards } => {
+            switches_heard(snapshot, policy, now, node, *attempt, cards)
         }
         Event::Capture { node, order } => capture::capture(snapshot, now, node, order),
         Event::CaptureStarted { node, attempt, text } => capture::started(snapshot, now, node, *attempt, text),

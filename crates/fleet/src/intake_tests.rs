@@ -421,6 +421,80 @@ fn a_stranger_tells_what_it_is_once_and_waits_or_is_approved_by_rule() {
 }
 
 #[test]
+fn failed_checks_keep_a_node_from_deployment_until_it_is_mended_or_they_are_passed_over() {
+    use crate::discovery::{Check, CheckOutcome, Findings, Inventory};
+    use crate::rollout::Rollout;
+    let mut world = World::with_node();
+    let check = |outcome| Check { name: "disk read".into(), outcome, text: "/dev/sda: cannot be read".into() };
+    let told = |checks: Vec<Check>| Event::Inventoried {
+        node: name(),
+        attempt: Attempt(0),
+        uuid: None,
+        inventory: Box::new(Inventory {
+            memory_bytes: 7 << 30,
+            findings: Findings { checks, ..Findings::default() },
+            ..Inventory::default()
+        }),
+        text: "a box".into(),
+    };
+    let looks = |world: &World| world.policy.discovery.looks_at(world.node()).checks;
+    assert!(looks(&world), "before the first use");
+    world.take(told(vec![check(CheckOutcome::Passed), check(CheckOutcome::NotMade)])).unwrap();
+    assert!(!looks(&world), "once is enough");
+    world.take(told(vec![check(CheckOutcome::Failed)])).unwrap();
+    assert!(looks(&world), "again while something is bad");
+    let deploy = |despite_checks| Event::Deploy {
+        image: "golden".parse().unwrap(),
+        nodes: vec![name()],
+        rollout: Rollout { despite_checks, ..Rollout::default() },
+    };
+    let sentence = world.take(deploy(false)).unwrap_err().to_string();
+    for part in ["disk read (/dev/sda: cannot be read)", "rackswarm node approve", "--despite-checks"] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    // An agent that was not to check says nothing about it.
+    world.take(told(Vec::new())).unwrap();
+    assert!(world.take(deploy(false)).is_err());
+    world.take(Event::Approve { node: name() }).unwrap();
+    assert!(looks(&world));
+
+    // Memory is judged by what is expected of this node.
+    let edit = NodeEdit { memory_gib: Some(16), ..NodeEdit::default() };
+    world.take(Event::EditNode { node: name(), edit }).unwrap();
+    world.take(told(vec![check(CheckOutcome::Passed)])).unwrap();
+    let sentence = world.take(deploy(false)).unwrap_err().to_string();
+    assert!(sentence.contains("memory (7 GiB found, 16 GiB expected)"), "{sentence}");
+    world.take(deploy(true)).unwrap();
+}
+
+#[test]
+fn a_machine_stands_in_the_rack_that_its_switch_is_named_after() {
+    use crate::discovery::{Card, Findings, Inventory, Rule, SwitchPort};
+    let mut world = World::new();
+    let edit = NodeEdit { macs: Some(vec![mac()]), ..NodeEdit::default() };
+    world.take(Event::AddNode { node: name(), edit }).unwrap();
+    let switch = Some("leaf-{rack}".to_owned().try_into().unwrap());
+    world.policy.discovery.approve = vec![Rule { name: "leaves".into(), switch, ..Rule::default() }];
+    let inventory = Box::new(Inventory::default());
+    let told = Event::Inventoried { node: name(), attempt: Attempt(0), uuid: None, inventory, text: "a box".into() };
+    world.take(told.clone()).unwrap();
+    assert_eq!(world.node().rack, None);
+    let switch = Some(SwitchPort { name: "leaf-r7".into(), port: "e1".into(), description: None });
+    let cards = vec![Card { mac: mac(), name: "eth0".into(), link: true, rate_mbit: Some(1000), switch }];
+    world.take(Event::SwitchesHeard { node: name(), attempt: Attempt(0), cards: cards.clone() }).unwrap();
+    assert_eq!(world.node().rack, Some("r7".parse().unwrap()));
+    assert!(world.snapshot.racks.contains_key(&"r7".parse().unwrap()));
+    // The next agent boots and has not listened for long; what is known of a card with a link stands.
+    let mut silent = cards.clone();
+    silent[0].switch = None;
+    let findings = Findings { cards: silent, ..Findings::default() };
+    let inventory = Box::new(Inventory { findings, ..Inventory::default() });
+    let told = Event::Inventoried { node: name(), attempt: Attempt(0), uuid: None, inventory, text: "a box".into() };
+    world.take(told).unwrap();
+    assert_eq!(world.node().inventory.as_ref().unwrap().findings.cards, cards);
+}
+
+#[test]
 fn a_node_may_be_added_by_its_uuid_alone() {
     let mut world = World::new();
     let uuid = Uuid::from_u128(5);

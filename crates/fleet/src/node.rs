@@ -105,6 +105,9 @@ pub struct Node {
     /// The set that it belongs to.
     #[serde(default)]
     pub member: Option<Member>,
+    /// Memory that an operator expects it to have, in GiB.
+    #[serde(default)]
+    pub memory_gib: Option<u32>,
     /// Fixed address to lease to its first MAC.
     pub address: Option<std::net::Ipv4Addr>,
     /// Which disk may be written; the default rule is "the only disk".
@@ -167,6 +170,7 @@ impl Node {
             inventory: None,
             inventory_tries: 0,
             member: None,
+            memory_gib: None,
             address: None,
             disk: DiskRule::default(),
             post: PostSettings::default(),

@@ -63,6 +63,9 @@ pub struct PostSettings {
     /// A script of the operator's own, run last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<Script>,
+    /// Start the deployed kernel from ours, which skips firmware and loader. Default: no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kexec: Option<bool>,
 }
 
 impl PostSettings {
@@ -77,6 +80,7 @@ impl PostSettings {
             user_data: mine.user_data.or(wider.user_data),
             grow_root: mine.grow_root.or(wider.grow_root),
             script: mine.script.or(wider.script),
+            kexec: mine.kexec.or(wider.kexec),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::change::Snapshot;
 use crate::disk::choose;
 use crate::ids::{Digest, ImageName, Millis, NodeName, RackName};
-use crate::intake::{Refused, check_free, draw_up};
+use crate::intake::{Refused, check_free, check_hardware, draw_up};
 use crate::node::Node;
 use crate::plan::{Drivers, NO_NETWORK_BOOT, Policy};
 use crate::report::StageTime;
@@ -106,7 +106,7 @@ pub fn preview(
     let info =
         snapshot.images.get(image).ok_or_else(|| Refused::NotFound { what: "image", name: image.to_string() })?;
     let known = deployment.outcomes.keys().filter_map(|name| snapshot.nodes.get(name));
-    let previews = known.map(|node| (node.name.clone(), of_node(snapshot, drivers, node, info.size_bytes)));
+    let previews = known.map(|node| (node.name.clone(), of_node(snapshot, drivers, node, info.size_bytes, rollout)));
     Ok(Preview {
         image: image.clone(),
         digest: info.digest,
@@ -126,8 +126,15 @@ pub fn preview(
     })
 }
 
-fn of_node(snapshot: &Snapshot, drivers: Drivers<'_>, node: &Node, image_bytes: u64) -> NodePreview {
-    let refused = match check_free(snapshot, &node.name) {
+fn of_node(
+    snapshot: &Snapshot,
+    drivers: Drivers<'_>,
+    node: &Node,
+    image_bytes: u64,
+    rollout: &Rollout,
+) -> NodePreview {
+    let free = check_free(snapshot, &node.name).and_then(|()| check_hardware(snapshot, &node.name, rollout));
+    let refused = match free {
         Err(refused) => Some(refused.to_string()),
         Ok(()) if !drivers(&node.power).network_boot => Some(NO_NETWORK_BOOT.to_owned()),
         Ok(()) => None,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fleet::ids::Mac;
-use power::qemu::{Disk, FIRMWARE_CODE, FIRMWARE_VARIABLES, Firmware, Machine};
+use power::qemu::{Disk, FIRMWARE_CODE, FIRMWARE_VARIABLES, Firmware, Machine, StandingOrder};
 use uuid::Uuid;
 
 /// A machine's definition, beside everything else that belongs to it.
@@ -23,6 +23,8 @@ pub struct Spec {
     pub name: String,
     /// Its firmware.
     pub firmware: Firmware,
+    /// What it boots from when nobody asks for something else.
+    pub order: StandingOrder,
     /// Guest memory in MiB.
     pub memory_mib: u32,
     /// Size of each of its disks, in bytes.
@@ -35,7 +37,15 @@ impl Spec {
     /// A machine with one blank disk. 512 MiB let edk2, the agent and Debian's systemd live (lab: 320 is the least).
     #[must_use]
     pub fn new(name: &str, firmware: Firmware, disk_bytes: u64) -> Spec {
-        Spec { name: name.to_owned(), firmware, memory_mib: 512, disks_bytes: vec![disk_bytes], same_serial: None }
+        let order = StandingOrder::Disk;
+        Spec {
+            name: name.to_owned(),
+            firmware,
+            order,
+            memory_mib: 512,
+            disks_bytes: vec![disk_bytes],
+            same_serial: None,
+        }
     }
 }
 
@@ -88,6 +98,7 @@ impl Machines {
             console: home.join("console.log"),
             tap: Some(format!("tap{number}")),
             namespace: Some(self.namespace.clone()),
+            order: spec.order,
             extra: Vec::new(),
             firmware_code: FIRMWARE_CODE.into(),
             firmware_variables: FIRMWARE_VARIABLES.into(),

@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use rustix::fs::FlockOperation;
 use tokio::time::{Instant, sleep};
 
-pub use definition::{Disk, FIRMWARE_CODE, FIRMWARE_VARIABLES, Firmware, Machine};
+pub use definition::{Disk, FIRMWARE_CODE, FIRMWARE_VARIABLES, Firmware, Machine, StandingOrder};
 
 use self::process::Process;
 use crate::{Address, BootDevice, Driver, Error, Outcome, PowerDriver, Result, State};
@@ -90,7 +90,9 @@ impl Qemu {
         let first = next_boot(machine);
         self.prepare_files(machine).await?;
         self.launch(machine, first).await?;
+        // QEMU refuses an index that a device has already, even the device's own.
         if first == BootDevice::Network
+            && machine.order != StandingOrder::Network
             && let Err(error) = self.restore_order(machine).await
         {
             self.stop(machine).await?;
@@ -140,7 +142,7 @@ impl Qemu {
     }
 
     async fn restore_order(&self, machine: &Machine) -> Result<()> {
-        qmp::set_boot_index(&machine.qmp_socket(), command::CARD, command::CARD_LAST).await.map_err(|error| {
+        qmp::set_boot_index(&machine.qmp_socket(), command::CARD, command::standing_card_index(machine)).await.map_err(|error| {
             Error::transient(&self.target(), format!("the standing boot order could not be restored: {error}"))
         })
     }

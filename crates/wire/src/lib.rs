@@ -5,6 +5,7 @@ pub mod announce;
 pub mod bencode;
 mod compact;
 pub mod dhcp;
+pub mod lldp;
 pub mod lsd;
 pub mod magnet;
 pub mod metainfo;

@@ -14,6 +14,8 @@ mod extension;
 mod handshake;
 #[path = "../../../fuzz/src/hashes.rs"]
 mod hashes;
+#[path = "../../../fuzz/src/lldp.rs"]
+mod lldp;
 #[path = "../../../fuzz/src/lsd.rs"]
 mod lsd;
 #[path = "../../../fuzz/src/magnet.rs"]
@@ -64,6 +66,11 @@ fn handshake_corpus() {
 #[test]
 fn hashes_corpus() {
     replay("hashes", hashes::check);
+}
+
+#[test]
+fn lldp_corpus() {
+    replay("lldp", lldp::check);
 }
 
 #[test]

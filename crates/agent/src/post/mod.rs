@@ -13,10 +13,12 @@ use fleet::ids::{Attempt, Digest, ImageName, Mac, NodeName};
 use crate::command::{CommandError, Run};
 use crate::{Error, Stop};
 
+mod boot_order;
 mod cloud_init;
 mod grow;
 mod hostname;
 mod install;
+mod kexec;
 mod labels;
 mod machine_id;
 mod mount;
@@ -25,7 +27,9 @@ mod partitions;
 mod root;
 mod script;
 mod ssh;
+mod variables;
 
+pub use kexec::is_loaded as kernel_is_loaded;
 pub use root::Root;
 
 use mount::MountedRoot;
@@ -46,6 +50,8 @@ pub struct Subject {
     pub attempt: Attempt,
     /// The interface that it was provisioned through.
     pub mac: Option<Mac>,
+    /// Whether the machine is ours alone: its firmware may be set and another kernel started.
+    pub own_machine: bool,
     /// What is to be done.
     pub plan: PostPlan,
 }
@@ -127,7 +133,14 @@ pub fn run(subject: &Subject, stop: &Stop, done: &Done<'_>) -> Result<(), Error>
         let context = Context { root: mounted.root(), subject, stop, deadline };
         timed(action.name, &mut || (action.act)(&context))?;
     }
-    mounted.unmount().map_err(|error| of_action("unmount", error))
+    if subject.own_machine && subject.plan.kexec {
+        timed("kexec", &mut || Ok(Some(kexec::act(mounted.root(), stop))))?;
+    }
+    mounted.unmount().map_err(|error| of_action("unmount", error))?;
+    if subject.own_machine {
+        timed("boot_order", &mut || boot_order::act(&disk, stop))?;
+    }
+    Ok(())
 }
 
 fn of_action(action: &'static str, error: Error) -> Error {
@@ -167,6 +180,7 @@ pub(crate) mod fixture {
                 user_data: None,
                 grow_root: false,
                 script: None,
+                kexec: false,
                 action_limit_seconds: 60,
                 controller_url: "http://10.0.0.1:8080".into(),
                 node_token: Token("secret".into()),
@@ -180,6 +194,7 @@ pub(crate) mod fixture {
                 digest: Digest([7; 32]),
                 attempt: Attempt(3),
                 mac: Some("52:54:00:00:00:07".parse().unwrap()),
+                own_machine: false,
                 plan,
             };
             let tree = Self { folder: tempfile::tempdir().unwrap(), subject };

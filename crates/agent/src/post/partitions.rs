@@ -30,6 +30,10 @@ const ROOT_TYPES: [[u8; 16]; 2] = [
     [0x45, 0xb0, 0x21, 0xb9, 0xf0, 0x1d, 0xc3, 0x41, 0xaf, 0x44, 0x4c, 0x6f, 0x28, 0x0d, 0x3f, 0xae],
 ];
 
+/// c12a7328-f81f-11d2-ba4b-00a0c93ec93b, the EFI system partition (UEFI 2.10, table 5.7).
+const EFI_SYSTEM_TYPE: [u8; 16] =
+    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+
 /// File systems that a system may be on, and where in them it may begin.
 const SYSTEM_KINDS: &[(&str, &[&str])] = &[
     ("ext4", &[""]),
@@ -139,6 +143,13 @@ impl WrittenDisk {
         let Ok(gpt) = self.table() else { return Vec::new() };
         let rooted = gpt.iter().filter(|(_, entry)| ROOT_TYPES.contains(&entry.partition_type_guid));
         rooted.map(|(number, _)| Some(number)).collect()
+    }
+
+    /// Number and GUID of the EFI system partition; none where the disk has no GPT.
+    pub(super) fn efi_system_partition(&self) -> Option<(u32, uuid::Uuid)> {
+        let table = self.table().ok()?;
+        let (number, entry) = table.iter().find(|(_, entry)| entry.partition_type_guid == EFI_SYSTEM_TYPE)?;
+        Some((number, uuid::Uuid::from_bytes_le(entry.unique_partition_guid)))
     }
 
     /// The disk's GPT.

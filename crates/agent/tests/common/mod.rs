@@ -147,6 +147,7 @@ fn kind(report: &ReportKind) -> &'static str {
         ReportKind::FetchStarted { .. } => "fetch_started",
         ReportKind::Progress(_) => "progress",
         ReportKind::Ledger(_) => "ledger",
+        ReportKind::SwitchesHeard { .. } => "switches_heard",
         ReportKind::ImageVerified { .. } => "image_verified",
         ReportKind::PostActionDone { .. } => "post_action_done",
         ReportKind::PostActionsDone => "post_actions_done",
@@ -232,6 +233,7 @@ fn assignment(image: &Image, url: &str) -> Assignment {
         memory_budget_bytes: 8 << 20,
         linger_seconds: 0,
         post: PostPlan {
+            kexec: false,
             host_name: "node1".into(),
             authorized_keys: vec!["ssh-ed25519 AAAA operator".into()],
             network: Network::Dhcp,
@@ -332,6 +334,8 @@ pub fn options(controller: &Controller, disks: Vec<Disk>, post: bool) -> Options
         token: Token("boot-token".into()),
         mac: Some("52:54:00:00:00:01".parse().unwrap()),
         post,
+        listen: std::time::Duration::ZERO,
+        check: false,
     }
 }
 

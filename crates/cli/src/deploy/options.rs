@@ -33,6 +33,15 @@ pub(super) struct RolloutOptions {
     /// clock; may be repeated
     #[arg(long = "window", value_name = "WINDOW", value_parser = window)]
     windows: Vec<Window>,
+    /// Start the deployed kernel without going through the firmware [default: as set for the node or its rack]
+    #[arg(long, overrides_with = "no_kexec")]
+    kexec: bool,
+    /// Restart through the firmware, whatever is set for nodes and racks
+    #[arg(long)]
+    no_kexec: bool,
+    /// Also nodes whose hardware failed a check before its first use
+    #[arg(long)]
+    despite_checks: bool,
 }
 
 /// As [`Order`], with words for the help.
@@ -58,6 +67,8 @@ impl RolloutOptions {
             failure_budget: self.failure_budget,
             failure_budget_per_rack: self.failure_budget_per_rack,
             windows: self.windows,
+            despite_checks: self.despite_checks,
+            kexec: if self.no_kexec { Some(false) } else { self.kexec.then_some(true) },
         }
     }
 }

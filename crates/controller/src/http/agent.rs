@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 
 use api::agent::{Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind};
 use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::StatusCode;
-use fleet::discovery::Inventory;
+use axum::response::{IntoResponse, Response};
+use fleet::discovery::{Card, Check, Findings, Inventory, SwitchPort};
 use fleet::disk::{Disk, Size};
 use fleet::event::Event;
 use fleet::ids::{Attempt, Mac, NodeName};
+use fleet::intake::failed_checks;
 use fleet::life::Stage;
 use fleet::node::{Node, Progress};
 use fleet::post::PostSettings;
@@ -18,7 +21,7 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::auth::{Agent, Daemon};
-use super::problem::{JsonBody, Problem};
+use super::problem::{JsonBody, Problem, QueryPart};
 use crate::state::State as FleetState;
 use crate::token;
 
@@ -28,12 +31,19 @@ const TEXT_LIMIT_BYTES: usize = 6 << 10;
 /// Disks and cards of one machine that are kept, and characters of what a disk says of itself.
 const DISKS: usize = 128;
 const DISK_TEXT_CHARACTERS: usize = 200;
+/// Checks of one machine that are kept: two of each disk, and some.
+const CHECKS: usize = 2 * DISKS + 8;
 /// Where agents read manifests; the image's name comes between.
 const MANIFEST_PATH: (&str, &str) = ("/api/v1/images/", "/manifest");
 
 /// All routes of this file.
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(register)).routes(routes!(report)).routes(routes!(proof)).routes(routes!(beat))
+    OpenApiRouter::new()
+        .routes(routes!(register))
+        .routes(routes!(sample))
+        .routes(routes!(report))
+        .routes(routes!(proof))
+        .routes(routes!(beat))
 }
 
 /// An agent is up and asks what to do. Sent again until answered; the last answer counts.
@@ -60,6 +70,11 @@ async fn register(
             agent.node
         )));
     }
+    if let Some(reason) = app.keeper.read(|state| unfit(state, &agent.node)) {
+        let (node, attempt) = (agent.node.clone(), agent.attempt);
+        app.keeper.tell(Event::StageFailed { node, attempt, reason: short(reason.clone()), retry: false }).await?;
+        return Err(Problem::conflict(reason));
+    }
     let node_token = token::mint()?;
     let event = Event::Registered {
         node: agent.node.clone(),
@@ -72,6 +87,40 @@ async fn register(
     tracing::info!(node = %agent.node, attempt = %agent.attempt, stage = Stage::AgentUp.as_str(), "agent registered");
     let orders = app.keeper.read(|state| orders(&app, state, &agent, node_token))?;
     Ok(Json(orders))
+}
+
+/// What a sample of the network may have, in bytes.
+const SAMPLE_LIMIT_BYTES: usize = 64 << 20;
+/// Bytes that are sent at once.
+const SAMPLE_PART: &[u8] = &[0; 64 << 10];
+
+/// How large the sample is to be.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+struct SampleSize {
+    /// In bytes; at most 64 MiB.
+    bytes: usize,
+}
+
+/// Bytes that mean nothing, for an agent that measures its network.
+#[utoipa::path(get, path = "/api/v1/agent/sample", tag = "agent", params(SampleSize),
+    responses((status = 200, description = "so many zeros"), (status = "default", body = api::Problem)))]
+async fn sample(_agent: Agent, QueryPart(size): QueryPart<SampleSize>) -> Result<Response, Problem> {
+    if size.bytes > SAMPLE_LIMIT_BYTES {
+        return Err(Problem::invalid(format!("bytes: {} are more than {SAMPLE_LIMIT_BYTES}", size.bytes)));
+    }
+    let parts = (0..size.bytes.div_ceil(SAMPLE_PART.len())).map(move |part| {
+        let rest = size.bytes - part * SAMPLE_PART.len();
+        Ok::<_, std::convert::Infallible>(Bytes::from_static(&SAMPLE_PART[..rest.min(SAMPLE_PART.len())]))
+    });
+    Ok(Body::from_stream(futures_util::stream::iter(parts)).into_response())
+}
+
+/// Why a machine that is up is not written: its hardware failed a check, and the deployment does not pass over that.
+fn unfit(state: &FleetState, name: &NodeName) -> Option<String> {
+    let snapshot = state.snapshot();
+    let node = snapshot.nodes.get(name).filter(|node| node.captured().is_none())?;
+    let despite = snapshot.deployment_of(node).is_some_and(|deployment| deployment.rollout.despite_checks);
+    failed_checks(node).filter(|_| !despite)
 }
 
 /// Something happened on the node. A refusal (409) means that the attempt is over: the agent stops and reboots.
@@ -144,9 +193,26 @@ fn expect(state: &FleetState, agent: &Agent, register: &Register) -> Result<bool
     }
 }
 
+fn few(text: impl AsRef<str>) -> String {
+    text.as_ref().chars().take(DISK_TEXT_CHARACTERS).collect()
+}
+
+fn cards(told: &[Card]) -> Vec<Card> {
+    let card = |card: &Card| Card {
+        name: few(&card.name),
+        switch: card.switch.as_ref().map(|switch| SwitchPort {
+            name: few(&switch.name),
+            port: few(&switch.port),
+            description: switch.description.as_deref().map(few),
+        }),
+        ..card.clone()
+    };
+    told.iter().take(DISKS).map(card).collect()
+}
+
 /// What is kept of a machine's own words, bounded.
 fn inventory(app: &App, register: &Register) -> Inventory {
-    let few = |text: &String| -> String { text.chars().take(DISK_TEXT_CHARACTERS).collect() };
+    let check = |check: &Check| Check { name: few(&check.name), text: few(&check.text), ..check.clone() };
     let disk = |disk: &Disk| Disk {
         path: few(&disk.path),
         by_path: disk.by_path.iter().take(4).map(few).collect(),
@@ -163,6 +229,11 @@ fn inventory(app: &App, register: &Register) -> Inventory {
         memory_bytes: register.memory_bytes,
         macs: register.macs.iter().filter_map(|mac| mac.parse().ok()).take(DISKS).collect(),
         disks: register.disks.iter().take(DISKS).map(disk).collect(),
+        findings: Findings {
+            firmware: few(&register.findings.firmware),
+            cards: cards(&register.findings.cards),
+            checks: register.findings.checks.iter().take(CHECKS).map(check).collect(),
+        },
     }
 }
 
@@ -201,6 +272,9 @@ fn assignment(
     // Pieces are hashed whole, so some must fit at once however large they are.
     let memory = (u64::from(config.swarm.node_memory_mib) << 20).max(4 * u64::from(image.piece_size));
     let alone = deployment.outcomes.len() < 2;
+    let mut post = merged(app, state, node);
+    // A second attempt goes through the firmware: the kernel may be one that does not start from another.
+    post.kexec = deployment.rollout.kexec.or(post.kexec).filter(|_| node.tries <= 1);
     Ok(Assignment {
         node: node.name.clone(),
         attempt: node.attempt,
@@ -213,7 +287,7 @@ fn assignment(
         keep_what_is_right: node.written_before,
         memory_budget_bytes: memory,
         linger_seconds: if alone { 0 } else { config.swarm.linger_seconds },
-        post: post_plan(app, node, &merged(app, state, node), node_token),
+        post: post_plan(app, node, &post, node_token),
     })
 }
 
@@ -240,6 +314,7 @@ fn post_plan(app: &App, node: &Node, post: &PostSettings, node_token: api::agent
         user_data: post.user_data.clone(),
         grow_root: post.grow_root.unwrap_or(true),
         script: post.script.clone(),
+        kexec: post.kexec.unwrap_or(false),
         action_limit_seconds: config.action_limit_seconds,
         controller_url: app.base_url(),
         node_token,
@@ -254,6 +329,7 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
         ReportKind::Alive => Event::Progressed { node, attempt, progress: known },
         ReportKind::CaptureStarted { text } => Event::CaptureStarted { node, attempt, text: short(text) },
         ReportKind::Captured { text } => Event::Captured { node, attempt, text: short(text) },
+        ReportKind::SwitchesHeard { cards: told } => Event::SwitchesHeard { node, attempt, cards: cards(&told) },
         ReportKind::FetchStarted { disk, text } => {
             Event::FetchStarted { node, attempt, disk: short(disk), text: short(text) }
         }
@@ -266,9 +342,11 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
             let text = short(format!("{action} done in {milliseconds} ms{colon}{output}"));
             Event::PostActionDone { node, attempt, text }
         }
-        ReportKind::PostActionsDone => {
-            Event::PostActionsDone { node, attempt, text: "post actions are done; it reboots to its disk".to_owned() }
-        }
+        ReportKind::PostActionsDone => Event::PostActionsDone {
+            node,
+            attempt,
+            text: "post actions are done; the deployed system starts".to_owned(),
+        },
         ReportKind::Failed { reason, retry } => Event::StageFailed { node, attempt, reason: short(reason), retry },
     }
 }

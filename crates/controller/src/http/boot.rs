@@ -94,7 +94,12 @@ fn kernel_arguments(app: &App, mac: Mac, token: &str) -> Vec<String> {
         format!("rackswarm.token={token}"),
         format!("rackswarm.mac={mac}"),
     ];
-    ours.into_iter().chain(app.config.boot.kernel_arguments.iter().cloned()).collect()
+    let discovery = &app.keeper.policy().discovery;
+    let looks = app.keeper.read(|state| state.snapshot().node_of(mac).map(|node| discovery.looks_at(node)));
+    let looks = looks.unwrap_or_default();
+    let listen = (looks.listen_seconds > 0).then(|| format!("rackswarm.listen={}", looks.listen_seconds));
+    let check = looks.checks.then(|| "rackswarm.check=1".to_owned());
+    ours.into_iter().chain(listen).chain(check).chain(app.config.boot.kernel_arguments.iter().cloned()).collect()
 }
 
 /// The token decides: only the request that it was taken in for starts our kernel.

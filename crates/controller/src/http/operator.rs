@@ -189,6 +189,6 @@ fn edit(settings: NodeSettings) -> Result<NodeEdit, Problem> {
     if settings.address.is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_broadcast() || a.is_loopback()) {
         return Err(Problem::invalid("address must be one that a machine can have"));
     }
-    let NodeSettings { rack, macs, uuid, power, address, disk, post } = settings;
-    Ok(NodeEdit { rack, macs, uuid, power, address, disk, post })
+    let NodeSettings { rack, macs, uuid, power, memory_gib, address, disk, post } = settings;
+    Ok(NodeEdit { rack, macs, uuid, power, memory_gib, address, disk, post })
 }

@@ -1,6 +1,6 @@
 //! Sets of machines, for operators.
 
-use api::operator::{NewSet, SetView, SyncOptions, SyncReport};
+use api::operator::{AcquireRequest, GiveBackRequest, NewSet, SetView, SyncOptions, SyncReport};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -16,7 +16,12 @@ use crate::{sets, view};
 
 /// All routes of this file.
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list_sets, add_set)).routes(routes!(remove_set)).routes(routes!(sync_set))
+    OpenApiRouter::new()
+        .routes(routes!(list_sets, add_set))
+        .routes(routes!(remove_set))
+        .routes(routes!(sync_set))
+        .routes(routes!(acquire))
+        .routes(routes!(give_back))
 }
 
 /// All sets of machines, by name.
@@ -73,4 +78,32 @@ async fn sync_set(
 ) -> Result<Json<SyncReport>, Problem> {
     let found = app.asking.sync(&app.keeper, &set, options.dry_run, options.force).await?;
     Ok(Json(SyncReport { set, dry_run: options.dry_run, summary: found.summary(), rows: found.rows }))
+}
+
+/// Takes machines of a set, or makes them there, and takes the set in afterwards. Asked again with the same token, nothing
+/// is taken twice.
+#[utoipa::path(post, path = "/api/v1/sets/{name}/acquire", tag = "sets", request_body = AcquireRequest,
+    params(("name" = String, Path, description = "the set's name")),
+    responses((status = 200, body = SyncReport), (status = "default", body = api::Problem)))]
+async fn acquire(
+    State(app): State<App>,
+    PathPart(set): PathPart<SetName>,
+    JsonBody(wish): JsonBody<AcquireRequest>,
+) -> Result<Json<SyncReport>, Problem> {
+    let found = app.asking.acquire(&app.keeper, &set, wish).await?;
+    Ok(Json(SyncReport { set, dry_run: false, summary: found.summary(), rows: found.rows }))
+}
+
+/// Gives machines back to their set and takes the set in afterwards. One that the set has made ceases to exist, with its
+/// disk; its node stays, marked as missing, if anything was ever written to it.
+#[utoipa::path(post, path = "/api/v1/sets/{name}/release", tag = "sets", request_body = GiveBackRequest,
+    params(("name" = String, Path, description = "the set's name")),
+    responses((status = 200, body = SyncReport), (status = "default", body = api::Problem)))]
+async fn give_back(
+    State(app): State<App>,
+    PathPart(set): PathPart<SetName>,
+    JsonBody(request): JsonBody<GiveBackRequest>,
+) -> Result<Json<SyncReport>, Problem> {
+    let found = app.asking.give_back(&app.keeper, &set, &request.nodes).await?;
+    Ok(Json(SyncReport { set, dry_run: false, summary: found.summary(), rows: found.rows }))
 }

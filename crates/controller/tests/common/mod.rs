@@ -166,6 +166,7 @@ impl Agent {
             product: "Scripted Machine".to_owned(),
             disks: vec![disk()],
             agent_version: "test".to_owned(),
+            findings: Default::default(),
         }
     }
 

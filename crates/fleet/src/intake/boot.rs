@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use crate::change::{Change, Snapshot};
 use crate::deployment::Outcome;
-use crate::discovery::Inventory;
-use crate::ids::{Attempt, Digest, Mac, Millis, NodeName};
+use crate::discovery::{Card, Check, Inventory, memory_check};
+use crate::ids::{Attempt, Digest, Mac, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{BootWish, Refused, boot_wish};
 use crate::life::{self, Cause, Stage};
@@ -79,12 +79,66 @@ pub(super) fn approve_by_rule(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Cha
     };
     draft.node.approved = true;
     draft.note("approved", &format!("approved by rule `{}`", rule.name));
-    let Some(rack) = rule.rack.clone().filter(|_| draft.node.rack.is_none()) else { return Vec::new() };
+    let rack = rule.rack_for(draft.node.inventory.as_ref());
+    stand_in(draft, rack)
+}
+
+/// Puts a machine that stands nowhere into the rack that its switch is named after, by the first rule that fits.
+fn rack_by_switch(draft: &mut Draft<'_>, policy: &Policy) -> Vec<Change> {
+    let rules = policy.discovery.approve.iter().filter(|rule| rule.switch.is_some());
+    let Some(rule) = rules.into_iter().find(|rule| draft.node.rack.is_none() && rule.fits(&draft.node)) else {
+        return Vec::new();
+    };
+    let rack = rule.rack_for(draft.node.inventory.as_ref());
+    if let Some(rack) = &rack {
+        draft.note("rack_found", &format!("its switch stands in rack {rack}, by rule `{}`", rule.name));
+    }
+    stand_in(draft, rack)
+}
+
+fn stand_in(draft: &mut Draft<'_>, rack: Option<RackName>) -> Vec<Change> {
+    let Some(rack) = rack.filter(|_| draft.node.rack.is_none()) else { return Vec::new() };
     draft.node.rack = Some(rack.clone());
     if draft.snapshot.racks.contains_key(&rack) {
         return Vec::new();
     }
     vec![Change::PutRack(Rack { name: rack, post: Default::default() })]
+}
+
+/// Takes over what an agent has heard on its way.
+pub(super) fn switches_heard(
+    snapshot: &Snapshot,
+    policy: &Policy,
+    now: Millis,
+    node: &NodeName,
+    attempt: Attempt,
+    cards: &[Card],
+) -> Result<Vec<Change>, Refused> {
+    let mut draft = Draft::of(snapshot, now, node, attempt)?;
+    draft.heard();
+    if let Some(inventory) = &mut draft.node.inventory {
+        inventory.findings.cards = cards.to_vec();
+    }
+    let mut changes = rack_by_switch(&mut draft, policy);
+    changes.extend(draft.finish());
+    Ok(changes)
+}
+
+/// What is kept: a check that was not made this time stands as it was, as does a switch that was not heard.
+fn taken_over(before: Option<&Inventory>, told: &Inventory, expected_gib: Option<u32>) -> Inventory {
+    let mut inventory = told.clone();
+    let findings = &mut inventory.findings;
+    let before = before.map(|before| &before.findings);
+    if findings.checks.is_empty() {
+        findings.checks = before.map(|before| before.checks.clone()).unwrap_or_default();
+    } else if let Some(gib) = expected_gib {
+        findings.checks.insert(0, memory_check(told.memory_bytes, gib.into()));
+    }
+    for card in findings.cards.iter_mut().filter(|card| card.switch.is_none() && card.link) {
+        let known = before.and_then(|before| before.cards.iter().find(|known| known.mac == card.mac));
+        card.switch = known.and_then(|known| known.switch.clone());
+    }
+    inventory
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -99,9 +153,15 @@ pub(super) fn inventoried(
     text: &str,
 ) -> Result<Vec<Change>, Refused> {
     let mut draft = Draft::of(snapshot, now, node, attempt)?;
-    draft.node.inventory = Some(inventory.clone());
+    draft.node.inventory = Some(taken_over(draft.node.inventory.as_ref(), inventory, draft.node.memory_gib));
+    let failed: Vec<Check> = draft.node.inventory.iter().flat_map(Inventory::failed_checks).cloned().collect();
+    for check in failed.iter().filter(|_| !inventory.findings.checks.is_empty()) {
+        draft.note("check_failed", &format!("{}: {}", check.name, check.text));
+    }
     if draft.node.approved {
-        return Ok(draft.finish());
+        let mut changes = rack_by_switch(&mut draft, policy);
+        changes.extend(draft.finish());
+        return Ok(changes);
     }
     learn_uuid(&mut draft, uuid);
     draft.note("inventoried", text);

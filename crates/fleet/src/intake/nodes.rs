@@ -101,6 +101,9 @@ pub(super) fn change_node(snapshot: &Snapshot, node: &mut Node, edit: &NodeEdit)
         node.address = Some(address);
     }
     node.uuid = edit.uuid.or(node.uuid);
+    if let Some(gib) = edit.memory_gib {
+        node.memory_gib = (gib > 0).then_some(gib);
+    }
     if let Some(power) = &edit.power {
         node.power.clone_from(power);
     }
@@ -119,6 +122,12 @@ pub(super) fn approve(snapshot: &Snapshot, now: Millis, name: &NodeName) -> Resu
         draft.node.approved = true;
         draft.node.boot_token = None;
         draft.note("approved", "approved by an operator");
+    } else if let Some(inventory) = &mut draft.node.inventory
+        && inventory.failed_checks().next().is_some()
+    {
+        // Somebody has mended it, which the next agent is to find out.
+        inventory.findings.checks.clear();
+        draft.note("checks_forgotten", "its failed checks are forgotten and made again before it is written");
     }
     Ok(draft.finish())
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::change::{Change, Snapshot};
 use crate::deployment::{Course, Deployment, DeploymentState, Outcome};
+use crate::discovery::Inventory;
 use crate::ids::{DeploymentId, ImageName, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{Refused, find};
@@ -26,6 +27,7 @@ pub(super) fn deploy(
     let deployment = draw_up(snapshot, now, image, nodes, rollout)?;
     for name in nodes {
         check_free(snapshot, name)?;
+        check_hardware(snapshot, name, rollout)?;
     }
     let admission = admit(snapshot, policy, &deployment, now);
     // A rollout whose window is closed starts nobody, and is there nevertheless.
@@ -79,6 +81,33 @@ pub fn check_free(snapshot: &Snapshot, name: &NodeName) -> Result<(), Refused> {
         )));
     }
     fitness(node).map_err(Refused::Conflict)
+}
+
+/// Refuses a node whose hardware failed a check, unless the deployment passes over that.
+///
+/// # Errors
+/// [`Refused`] with what was found and what to do.
+pub fn check_hardware(snapshot: &Snapshot, name: &NodeName, rollout: &Rollout) -> Result<(), Refused> {
+    let node = find(snapshot, name)?;
+    match failed_checks(node) {
+        Some(found) if !rollout.despite_checks => Err(Refused::Conflict(found)),
+        _ => Ok(()),
+    }
+}
+
+/// What a machine's hardware failed in, and what to do, as a sentence.
+#[must_use]
+pub fn failed_checks(node: &Node) -> Option<String> {
+    let failed = node.inventory.iter().flat_map(Inventory::failed_checks);
+    let failed: Vec<String> = failed.map(|check| format!("{} ({})", check.name, check.text)).collect();
+    (!failed.is_empty()).then(|| {
+        format!(
+            "the hardware of node `{0}` failed a check: {1}; mend it and say so with `rackswarm node approve {0}`, or \
+             pass over it with --despite-checks",
+            node.name,
+            failed.join("; ")
+        )
+    })
 }
 
 pub(super) fn proceed(

@@ -113,6 +113,10 @@ pub struct Rollout {
     pub failure_budget_per_rack: Option<Budget>,
     /// When nodes may start; always where there is none. What has started goes on to its end.
     pub windows: Vec<Window>,
+    /// Whether deployed kernels are started without going through the firmware; each node's own setting where it is absent.
+    pub kexec: Option<bool>,
+    /// Whether machines whose hardware failed a check are deployed nevertheless.
+    pub despite_checks: bool,
 }
 
 /// Windows of one deployment.

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use super::{Firmware, Machine};
+use super::{Firmware, Machine, StandingOrder};
 use crate::BootDevice;
 
 /// The network card's device id, by which QMP finds it.
 pub(super) const CARD: &str = "net0";
 /// The network card's boot index in the standing order: behind every disk.
-pub(super) const CARD_LAST: u32 = 100;
-const CARD_FIRST: u32 = 0;
+const CARD_LAST: i32 = 100;
+const CARD_FIRST: i32 = 0;
+/// Takes a device out of the order that QEMU hands to the firmware.
+const UNORDERED: i32 = -1;
 
 /// The words that start the machine, `ip netns exec` in front when it lives in a namespace.
 pub(super) fn line(machine: &Machine, first: BootDevice) -> Vec<String> {
@@ -24,6 +26,15 @@ pub(super) fn line(machine: &Machine, first: BootDevice) -> Vec<String> {
     words.extend(card(machine, first));
     words.extend(machine.extra.iter().cloned());
     words
+}
+
+/// The card's boot index when no one-time network boot is armed.
+pub(super) fn standing_card_index(machine: &Machine) -> i32 {
+    match machine.order {
+        StandingOrder::Disk => CARD_LAST,
+        StandingOrder::Firmware => UNORDERED,
+        StandingOrder::Network => CARD_FIRST,
+    }
 }
 
 /// How QEMU itself is run: detached, and reachable by its pid file and control socket.
@@ -73,6 +84,10 @@ fn board(machine: &Machine) -> Vec<String> {
 }
 
 fn disks(machine: &Machine) -> Vec<String> {
+    let index = |number: usize| match machine.order {
+        StandingOrder::Firmware => String::new(),
+        StandingOrder::Disk | StandingOrder::Network => format!(",bootindex={}", number + 1),
+    };
     let disk = |(number, disk): (usize, &super::Disk)| {
         pairs([
             (
@@ -84,11 +99,7 @@ fn disks(machine: &Machine) -> Vec<String> {
             ),
             (
                 "-device",
-                format!(
-                    "virtio-blk-pci,id=disk{number},drive=drive{number},serial={},bootindex={}",
-                    disk.serial,
-                    number + 1
-                ),
+                format!("virtio-blk-pci,id=disk{number},drive=drive{number},serial={}{}", disk.serial, index(number)),
             ),
         ])
     };
@@ -100,12 +111,13 @@ fn card(machine: &Machine, first: BootDevice) -> Vec<String> {
         Some(tap) => format!("tap,id=cable0,ifname={tap},script=no,downscript=no"),
         None => "hubport,id=cable0,hubid=0".to_owned(),
     };
-    let index = if first == BootDevice::Network { CARD_FIRST } else { CARD_LAST };
+    let index = if first == BootDevice::Network { CARD_FIRST } else { standing_card_index(machine) };
+    let index = if index == UNORDERED { String::new() } else { format!(",bootindex={index}") };
     // A UEFI machine without a card ROM uses edk2's own network stack instead of iPXE's.
     let rom = if machine.firmware.is_uefi() { ",romfile=" } else { "" };
     pairs([
         ("-netdev", cable),
-        ("-device", format!("virtio-net-pci,id={CARD},netdev=cable0,mac={},bootindex={index}{rom}", machine.mac)),
+        ("-device", format!("virtio-net-pci,id={CARD},netdev=cable0,mac={}{index}{rom}", machine.mac)),
     ])
     .collect()
 }
@@ -132,6 +144,20 @@ mod tests {
             assert!(line.contains("id=disk0,drive=drive0,serial=DISK-1,bootindex=1"), "{line}");
             assert!(line.contains(&format!("mac=52:54:00:00:00:01,bootindex={index},romfile=")), "{line}");
         }
+    }
+
+    #[test]
+    fn the_firmwares_own_order_and_the_network_first_are_left_or_said() {
+        let with = |order, first| line(&Machine { order, ..sample() }, first).join(" ");
+        let own = with(StandingOrder::Firmware, BootDevice::Disk);
+        assert!(!own.contains("bootindex"), "{own}");
+        let once = with(StandingOrder::Firmware, BootDevice::Network);
+        assert_eq!(once.matches("bootindex").count(), 1, "{once}");
+        let network = with(StandingOrder::Network, BootDevice::Disk);
+        assert!(
+            network.contains("serial=DISK-1,bootindex=1") && network.contains(",bootindex=0,romfile="),
+            "{network}"
+        );
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub struct Machine {
     /// Network namespace that holds the tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Who says what the machine boots when no one-time network boot is armed.
+    #[serde(default)]
+    pub order: StandingOrder,
     /// Further words for QEMU's command line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra: Vec<String>,
@@ -64,6 +67,19 @@ pub struct Disk {
     pub path: PathBuf,
     /// The serial number that the guest sees; virtio keeps 20 bytes of it.
     pub serial: String,
+}
+
+/// What a machine boots from when nobody asks for something else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StandingOrder {
+    /// Its disks in their order, then the network.
+    #[default]
+    Disk,
+    /// What its firmware remembers: boot entries in UEFI's variables.
+    Firmware,
+    /// The network, always: a machine that ignores the order that it is given.
+    Network,
 }
 
 /// The firmware, and how it reaches the network.
@@ -211,6 +227,7 @@ pub(super) mod tests {
             console: "/run/lab/node1/console.log".into(),
             tap: Some("tap1".into()),
             namespace: Some("lab".into()),
+            order: StandingOrder::Disk,
             extra: Vec::new(),
             firmware_code: ovmf_code(),
             firmware_variables: ovmf_variables(),

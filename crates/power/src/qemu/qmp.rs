@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const LINE_BYTES: u64 = 64 * 1024;
 
 /// Sets the boot order number of a device for the guest's next reset.
-pub(super) async fn set_boot_index(socket: &Path, device: &str, index: u32) -> Result<()> {
+pub(super) async fn set_boot_index(socket: &Path, device: &str, index: i32) -> Result<()> {
     let path = format!("/machine/peripheral/{device}");
     let command = json!({"execute": "qom-set", "arguments": {"path": path, "property": "bootindex", "value": index}});
     ask(socket, command).await

@@ -284,6 +284,7 @@ impl Machine {
             product: PRODUCT.to_owned(),
             disks: (0..10).map(|disk| self.disk(disk)).collect(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            findings: Default::default(),
         }
     }
 
