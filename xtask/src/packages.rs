@@ -49,6 +49,7 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("dnsmasq-base", For::Tests, "a foreign DHCP server, and a foreign client of ours"),
     ("isc-dhcp-server", For::Tests, "judges the lines that we write for it"),
     ("kea-dhcp4-server", For::Tests, "judges the lines that we write for it"),
+    ("fdisk", For::Tests, "sfdisk, which divides disks by MBR"),
     ("xfsprogs", For::Tests, "captures xfs, and judges what was captured"),
     ("udhcpc", For::Tests, "a DHCP client"),
     ("isc-dhcp-client", For::Tests, "a DHCP client"),

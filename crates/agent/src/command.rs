@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -78,6 +78,7 @@ pub struct Run {
     command: std::process::Command,
     limit: Duration,
     fine: &'static [i32],
+    input: Option<Vec<u8>>,
 }
 
 impl Run {
@@ -87,7 +88,7 @@ impl Run {
     pub fn new(program: &str, limit: Duration) -> Self {
         let mut command = std::process::Command::new(find(program).unwrap_or_else(|| program.into()));
         command.env_clear().env("PATH", SEARCH_PATH).env("HOME", "/root").env("LANG", "C");
-        Self { name: program.to_owned(), command, limit, fine: &[0] }
+        Self { name: program.to_owned(), command, limit, fine: &[0], input: None }
     }
 
     /// Runs `program` inside the file tree at `root`.
@@ -110,6 +111,13 @@ impl Run {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Gives it something to read; nothing otherwise.
+    #[must_use]
+    pub fn input(mut self, bytes: Vec<u8>) -> Self {
+        self.input = Some(bytes);
         self
     }
 
@@ -137,8 +145,13 @@ impl Run {
         let not_started = |source| CommandError::NotStarted { program: program.clone(), source };
         let (reader, writer) = io::pipe().map_err(not_started)?;
         let errors = writer.try_clone().map_err(not_started)?;
-        self.command.stdin(Stdio::null()).stdout(writer).stderr(errors).process_group(0);
+        let stdin = if self.input.is_some() { Stdio::piped() } else { Stdio::null() };
+        self.command.stdin(stdin).stdout(writer).stderr(errors).process_group(0);
         let mut child = self.command.spawn().map_err(not_started)?;
+        if let (Some(bytes), Some(mut pipe)) = (self.input, child.stdin.take()) {
+            // Off this thread: a program that does not read would hold us up. One that has ended needs nothing more.
+            thread::spawn(move || pipe.write_all(&bytes));
+        }
         // The command holds our ends of the pipe, which would never end then.
         drop(self.command);
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -229,6 +242,15 @@ mod tests {
 
     fn sh(script: &str, limit: Duration) -> Run {
         Run::new("sh", limit).args(["-c", script])
+    }
+
+    #[test]
+    fn what_is_given_is_read_whole() {
+        let stop = Stop::default();
+        let much = vec![b'x'; 1 << 20];
+        assert_eq!(sh("wc -c", LONG).input(much.clone()).text(&stop).unwrap(), "1048576");
+        assert_eq!(sh("echo no thanks", LONG).input(much).text(&stop).unwrap(), "no thanks");
+        assert_eq!(sh("wc -c", LONG).text(&stop).unwrap(), "0");
     }
 
     #[test]

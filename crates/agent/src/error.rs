@@ -73,6 +73,12 @@ pub enum Error {
     /// The disk does not get into the registry.
     #[error("the disk could not be captured: {0}")]
     Capture(String),
+    /// A disk is not wiped as it should be.
+    #[error("the wipe failed: {0}; do not let the disk out of your hands")]
+    Wipe(String),
+    /// A layout is not built.
+    #[error("the layout is not built: {0}")]
+    Layout(String),
     /// A post action failed.
     #[error("post action {action}: {why}")]
     Post {
@@ -106,7 +112,7 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> bool {
         match self {
-            Self::Interlock(_) | Self::Capture(_) | Self::Image(image::Error::TooSmall { .. }) => false,
+            Self::Interlock(_) | Self::Capture(_) | Self::Wipe(_) | Self::Image(image::Error::TooSmall { .. }) => false,
             Self::Post { retry, .. } => *retry,
             _ => true,
         }

@@ -2,7 +2,7 @@
 //! the running system's root file system is on. One reader for the boot
 //! environment and for the deployed system, so that both call a disk the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -84,10 +84,10 @@ impl View {
     #[must_use]
     pub fn disk_of_root(&self) -> Option<Disk> {
         let device = self.mounts().into_iter().rev().find(|mount| mount.point == "/")?.device;
-        self.disk(&self.disk_name(&device)?, &BTreeSet::from([device]))
+        self.disk(&self.disk_name(&device)?, &BTreeMap::from([(device, "is mounted at /".to_owned())]))
     }
 
-    fn disk(&self, name: &str, in_use: &BTreeSet<String>) -> Option<Disk> {
+    fn disk(&self, name: &str, in_use: &BTreeMap<String, String>) -> Option<Disk> {
         let folder = self.root.join("sys/block").join(name);
         // Only hardware has a device; what is made of other disks or of memory has none.
         let hardware = folder.join("device").exists();
@@ -100,6 +100,7 @@ impl View {
             return None;
         }
         let flag = |attribute: &str| text(&folder.join(attribute)).as_deref() == Some("1");
+        let held_by: Vec<String> = parts(&folder).iter().flat_map(|part| self.uses(part, in_use)).collect();
         Some(Disk {
             path: format!("/dev/{}", name.replace('!', "/")),
             by_path: self.by_path(name, &folder),
@@ -109,7 +110,10 @@ impl View {
             model: text(&folder.join("device/model")),
             removable: flag("removable"),
             read_only: flag("ro"),
-            boot_medium: parts(&folder).iter().any(|part| is_in_use(part, in_use)),
+            pluggable: is_pluggable(&folder),
+            boot_medium: !held_by.is_empty(),
+            held_by,
+            signatures: Vec::new(),
             contents: Vec::new(),
         })
     }
@@ -133,12 +137,34 @@ impl View {
         found.into_iter().collect()
     }
 
-    /// Numbers (`major:minor`) of devices that are mounted or hold swap.
-    fn devices_in_use(&self) -> BTreeSet<String> {
+    /// What a disk or partition is in use for: mounts, swap, and whatever is made of it.
+    fn uses(&self, part: &Path, in_use: &BTreeMap<String, String>) -> Vec<String> {
+        let name = part.file_name().unwrap_or_default().to_string_lossy();
+        let own = text(&part.join("dev")).and_then(|number| in_use.get(&number).cloned());
+        let holders = names(&part.join("holders")).into_iter().map(|holder| self.holder(&holder));
+        own.into_iter().chain(holders).map(|what| format!("{name} {what}")).collect()
+    }
+
+    /// What a device is that is made of others. Device mapper tells the maker before its identifier.
+    fn holder(&self, name: &str) -> String {
+        let folder = self.root.join("sys/class/block").join(name).join("dm");
+        let known = text(&folder.join("name")).unwrap_or_else(|| name.to_owned());
+        let uuid = text(&folder.join("uuid")).unwrap_or_default();
+        match uuid.split('-').next().unwrap_or_default() {
+            "mpath" => format!("is a path of the multipath device {known}"),
+            "LVM" => format!("is part of the logical volume {known}"),
+            "CRYPT" => format!("is unlocked as {known}"),
+            _ => format!("is part of {known}"),
+        }
+    }
+
+    /// What the devices of these numbers (`major:minor`) are in use for.
+    fn devices_in_use(&self) -> BTreeMap<String, String> {
         let swaps = fs::read_to_string(self.root.join("proc/swaps")).unwrap_or_default();
         let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-        let swaps = swaps.filter_map(|device| self.number_of(device));
-        self.mounts().into_iter().map(|mount| mount.device).chain(swaps).collect()
+        let swaps = swaps.filter_map(|device| Some((self.number_of(device)?, "holds swap".to_owned())));
+        let mounts = self.mounts().into_iter().map(|mount| (mount.device, format!("is mounted at {}", mount.point)));
+        swaps.chain(mounts).collect()
     }
 
     fn mounts(&self) -> Vec<Mount> {
@@ -248,9 +274,12 @@ fn parts(folder: &Path) -> Vec<PathBuf> {
     std::iter::once(folder.to_owned()).chain(partitions).collect()
 }
 
-/// Mounted, or held by RAID, LVM or encryption.
-fn is_in_use(part: &Path, in_use: &BTreeSet<String>) -> bool {
-    text(&part.join("dev")).is_some_and(|number| in_use.contains(&number)) || !names(&part.join("holders")).is_empty()
+/// Below a USB controller, whatever the disk says of itself, or a memory card; soldered eMMC calls itself `MMC`.
+fn is_pluggable(folder: &Path) -> bool {
+    let real = fs::canonicalize(folder).unwrap_or_default();
+    let is_usb = |part: &str| part.strip_prefix("usb").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()));
+    real.components().any(|part| part.as_os_str().to_str().is_some_and(is_usb))
+        || text(&folder.join("device/type")).as_deref() == Some("SD")
 }
 
 /// virtio tells its serial at the disk, NVMe and eMMC at the device, SCSI and
@@ -432,7 +461,50 @@ mod tests {
         assert_eq!(virtio.identity(), "serial:rack1-node1");
         assert_eq!(virtio.size_bytes, 1 << 20);
         assert!(virtio.by_path.contains(&"pci-0000:00:04.0".to_owned()), "{:?}", virtio.by_path);
-        assert!(disks.iter().all(|d| !d.boot_medium && !d.read_only && !d.removable));
+        assert!(disks.iter().all(|d| !d.boot_medium && !d.read_only && !d.removable && !d.pluggable));
+    }
+
+    #[test]
+    fn what_can_be_pulled_out_and_what_refuses_writes_is_told() {
+        let fixture = machine();
+        let usb = "pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0";
+        fixture.disk(usb, "sdb", "8:16", 4096);
+        fixture.disk("platform/soc/mmc_host/mmc0/mmc0:0001", "mmcblk0", "179:0", 4096);
+        fixture.file("sys/devices/platform/soc/mmc_host/mmc0/mmc0:0001/type", b"SD\n");
+        fixture.disk("platform/soc/mmc_host/mmc1/mmc1:0001", "mmcblk1", "179:8", 4096);
+        fixture.file("sys/devices/platform/soc/mmc_host/mmc1/mmc1:0001/type", b"MMC\n");
+        fixture.file(&format!("sys/devices/{SATA}/block/sda/ro"), b"1\n");
+        let disks = fixture.view().disks();
+        let named =
+            |wanted: fn(&Disk) -> bool| disks.iter().filter(|d| wanted(d)).map(|d| d.path.as_str()).collect::<Vec<_>>();
+        assert_eq!(named(|d| d.pluggable), ["/dev/mmcblk0", "/dev/sdb"]);
+        assert_eq!(named(|d| d.read_only), ["/dev/sda"]);
+    }
+
+    #[test]
+    fn what_holds_a_disk_is_named() {
+        let fixture = machine();
+        let sda = format!("sys/devices/{SATA}/block/sda");
+        fixture.partition(&sda, "sda1", "8:1");
+        let held = |fixture: &Fixture| {
+            fixture.view().disks().into_iter().find(|d| d.path == "/dev/sda").unwrap().held_by.join("; ")
+        };
+        fixture.file("proc/self/mountinfo", b"2 1 8:1 / /srv rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(held(&fixture), "sda1 is mounted at /srv");
+        fixture.file("proc/self/mountinfo", b"");
+        fixture.file(&format!("{sda}/sda1/holders/md127/x"), b"");
+        assert_eq!(held(&fixture), "sda1 is part of md127");
+        for (number, uuid, sentence) in [
+            (1, "mpath-3600a098000", "sda is a path of the multipath device the-1"),
+            (2, "LVM-abc", "sda is part of the logical volume the-2"),
+            (3, "CRYPT-LUKS2-abc", "sda is unlocked as the-3"),
+        ] {
+            let holder = format!("dm-{number}");
+            fixture.file(&format!("{sda}/holders/{holder}/x"), b"");
+            fixture.file(&format!("sys/class/block/{holder}/dm/name"), format!("the-{number}\n").as_bytes());
+            fixture.file(&format!("sys/class/block/{holder}/dm/uuid"), uuid.as_bytes());
+            assert!(held(&fixture).contains(sentence), "{}", held(&fixture));
+        }
     }
 
     #[test]

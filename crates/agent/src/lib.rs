@@ -19,6 +19,7 @@ mod fetch;
 pub mod init;
 pub mod inventory;
 pub mod kernel_line;
+pub mod layout;
 pub mod modules;
 pub mod monitor;
 mod network;
@@ -28,6 +29,7 @@ mod report;
 pub mod run;
 mod stop;
 mod watchdog;
+pub mod wipe;
 
 pub use error::Error;
 pub use stop::Stop;

@@ -1,5 +1,7 @@
 //! The agent's life: one function, read from top to bottom.
 
+mod wipe;
+
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::time::Duration;
 use api::agent::{Assignment, CaptureOrder, Orders, Register, ReportKind, Token};
 use api::client::{Client, ClientError};
 use fleet::discovery::Card;
-use fleet::disk::{Disk, Size, choose};
+use fleet::disk::{Disk, Purpose, Size, choose};
 use fleet::ids::Mac;
 use image::{DiskSink, Manifest, PieceSink};
 use tokio::time::{self, Instant};
@@ -126,6 +128,10 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
             );
             order.attempt
         }
+        Orders::Wipe(order) => {
+            tracing::info!("this is {}, attempt {}, to be wiped", order.node, order.attempt);
+            order.attempt
+        }
     };
     if matches!(options.place, Place::BootEnvironment) {
         init::remember(&options.server, &options.token, attempt);
@@ -144,6 +150,10 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
         Orders::Capture(order) => {
             let life = Life { options, ground, client, assignment: order, reporter, watchdog, stop };
             life.live(life.capture()).await
+        }
+        Orders::Wipe(order) => {
+            let life = Life { options, ground, client, assignment: order, reporter, watchdog, stop };
+            life.live(life.wipe()).await
         }
     };
     telling.abort();
@@ -218,7 +228,7 @@ impl Life<'_, CaptureOrder> {
     async fn capture(&self) -> Result<(), Error> {
         // The interlock's rule says which disk; any size will do.
         let disks = self.ground.disks().await?;
-        let disk = choose(&disks, &self.assignment.disk, 0)?;
+        let disk = choose(&disks, &self.assignment.disk, Purpose::Read)?;
         tracing::info!("the disk is {disk}");
         if matches!(self.options.place, Place::BootEnvironment) {
             protect(&disk.path, &self.stop).await?;
@@ -259,10 +269,13 @@ impl Life<'_, Assignment> {
 
         // Interlock: exactly one disk, looked for again now that all have had time to appear.
         let disks = self.ground.disks().await?;
-        let disk = choose(&disks, &self.assignment.disk, self.assignment.size_bytes)?;
+        let own = self.assignment.own_disk.as_deref();
+        let purpose = Purpose::Write { image_bytes: self.assignment.size_bytes, own };
+        let disk = choose(&disks, &self.assignment.disk, purpose)?;
+        let is_own = own.is_none_or(|own| own == disk.identity());
         tracing::info!("the disk is {disk}");
         let sink = Arc::new(DiskSink::open(Path::new(&disk.path), manifest)?);
-        if self.assignment.keep_what_is_right {
+        if self.assignment.keep_what_is_right && is_own {
             self.scan(&sink).await?;
         }
 
@@ -270,6 +283,10 @@ impl Life<'_, Assignment> {
         let text = lost(disk, &sink);
         tracing::info!("{text}");
         self.tell(ReportKind::FetchStarted { disk: disk.identity(), text }).await?;
+        if !disk.signatures.is_empty() && sink.held().is_clear() {
+            let (path, stop) = (disk.path.clone(), self.stop.clone());
+            blocking(move || contents::erase_marks(&path, &stop)).await??;
+        }
         self.zero(&sink).await?;
 
         // Pieces arrive, are verified, and are written.
@@ -523,18 +540,22 @@ async fn answered<T, F: Future<Output = Result<T, ClientError>>>(url: &str, ask:
     }
 }
 
+/// A disk with what it holds.
+fn held(disk: &Disk) -> String {
+    match disk.contents.as_slice() {
+        [] => format!("{disk}; it holds nothing that is known"),
+        contents => format!("{disk}; lost is: {}", contents.join("; ")),
+    }
+}
+
 /// Which disk, and what is lost on it.
 fn lost(disk: &Disk, sink: &DiskSink) -> String {
     let manifest = sink.manifest();
     let kept = manifest.bytes_of(&sink.held());
     let mut to_fetch = sink.missing();
     to_fetch.difference_with(manifest.zero_pieces());
-    let holds = match disk.contents.as_slice() {
-        [] => "it holds nothing that is known".to_owned(),
-        contents => format!("lost is: {}", contents.join("; ")),
-    };
     let keeps = if kept > 0 { format!(", {} are right already", Size(kept)) } else { String::new() };
-    format!("writing {disk}; {holds}; {} to fetch{keeps}", Size(manifest.bytes_of(&to_fetch)))
+    format!("writing {}; {} to fetch{keeps}", held(disk), Size(manifest.bytes_of(&to_fetch)))
 }
 
 /// Runs what blocks on a thread of its own.

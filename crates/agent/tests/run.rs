@@ -9,10 +9,12 @@ use std::process::Stdio;
 use std::sync::atomic::Ordering;
 
 use agent::Error;
-use api::agent::ReportKind;
+use api::agent::{ReportKind, WipeOrder};
 use common::{Bench, Controller, LIMIT, PIECE, change_byte, content, disk, first_bytes, options, provision};
-use fleet::disk::{Disk, DiskRule};
+use fleet::disk::{Disk, DiskRule, Signature};
+use fleet::ids::Attempt;
 use fleet::ledger::Ledger;
+use fleet::wipe::{Method, Wipe, Worth};
 
 const PIECES: u64 = 40;
 
@@ -65,12 +67,22 @@ async fn nothing_is_written_to_a_disk_that_is_not_the_one() {
     let both = vec![disk(&one, "same"), disk(&two, "same")];
     let rule = |serial: &str| DiskRule { serial: Some(serial.into()), ..DiskRule::default() };
     let removable = vec![Disk { removable: true, ..disk(&one, "usb") }];
+    let usb = vec![Disk { pluggable: true, ..disk(&one, "usb") }];
+    let locked = vec![Disk { read_only: true, ..disk(&one, "locked") }];
+    let old = Signature { device: "/dev/sda2".into(), kind: "linux_raid_member".into(), label: None };
+    let member = vec![Disk { signatures: vec![old], ..disk(&one, "member") }];
+    let path_of_lun = |path, serial| Disk { wwn: Some("naa.6".into()), ..disk(path, serial) };
+    let multipath = vec![path_of_lun(&one, "lun"), path_of_lun(&two, "lun")];
 
     for (disks, rule, word) in [
         (both.clone(), DiskRule::default(), "2 disks match"),
         (both.clone(), rule("same"), "2 disks match"),
         (both, rule("other"), "no disk matches"),
         (removable, DiskRule::default(), "no disk that can be written"),
+        (usb, rule("usb"), "hangs on USB"),
+        (locked, rule("locked"), "refuses writes"),
+        (member, DiskRule::default(), "marks of software RAID (md)"),
+        (multipath, DiskRule::default(), "several paths to the same device"),
         (vec![disk(&small, "small")], DiskRule::default(), "is smaller"),
     ] {
         controller.reports.lock().unwrap().clear();
@@ -82,6 +94,43 @@ async fn nothing_is_written_to_a_disk_that_is_not_the_one() {
     }
     for (path, fill) in [(&one, 1), (&two, 2), (&small, 3)] {
         assert!(fs::read(path).unwrap().iter().all(|byte| *byte == fill), "{}", path.display());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_named_disk_is_wiped_and_certified_and_no_other_is_touched() {
+    let bench = Bench::of(&content(PIECES));
+    let controller = Controller::start(&bench.image).await;
+    let (mine, other) = (bench.disk("mine", 6 << 20, 1), bench.disk("other", 6 << 20, 2));
+    let disks = || vec![disk(&mine, "mine"), disk(&other, "other")];
+    let order = |serial: &str, method| {
+        let rule = DiskRule { serial: Some(serial.into()), ..DiskRule::default() };
+        let wipe = Wipe { disks: vec![rule], method };
+        Some(WipeOrder { node: "node1".parse().unwrap(), attempt: Attempt(1), wipe })
+    };
+    *controller.wipe.lock().unwrap() = order("mine", Method::Auto);
+    provision(options(&controller, disks(), false)).await.unwrap();
+    assert_eq!(controller.life(), ["wipe_started", "disk_wiped", "wiped"]);
+    let certified = controller.reports.lock().unwrap().iter().find_map(|report| match report {
+        ReportKind::DiskWiped { certificate } => Some((**certificate).clone()),
+        _ => None,
+    });
+    let certificate = certified.unwrap();
+    assert_eq!((certificate.disk.as_str(), certificate.worth), ("serial:mine", Worth::Cleared));
+    assert!(fs::read(&mine).unwrap().iter().all(|byte| *byte == 0));
+    assert!(fs::read(&other).unwrap().iter().all(|byte| *byte == 2), "the other disk was touched");
+
+    // One of two disks is not there, so nothing is done to the one that is; a way that the disk has not is a failure.
+    for (serial, method, word, life) in [
+        ("gone", Method::Overwrite, "no disk matches", vec!["failed"]),
+        ("other", Method::Sanitise, "not sanitised", vec!["wipe_started", "disk_wiped", "failed"]),
+    ] {
+        controller.reports.lock().unwrap().clear();
+        *controller.wipe.lock().unwrap() = order(serial, method);
+        let error = provision(options(&controller, disks(), false)).await.unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+        assert_eq!(controller.life(), life);
+        assert_eq!(controller.failure(), Some((error.to_string(), false)));
     }
 }
 

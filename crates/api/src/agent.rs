@@ -9,6 +9,7 @@ use fleet::ids::{Attempt, Digest, ImageName, NodeName};
 use fleet::ledger::Ledger;
 use fleet::node::{Beat, Progress};
 use fleet::post::{Network, Script};
+use fleet::wipe::{self, Certificate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -74,6 +75,10 @@ pub struct Assignment {
     /// True where an earlier attempt or deployment wrote the disk: what it
     /// holds is hashed first and kept where it is right.
     pub keep_what_is_right: bool,
+    /// The disk that an earlier attempt or deployment wrote ([`Disk::identity`]): marks of RAID or LVM on it came with our
+    /// own images.
+    #[serde(default)]
+    pub own_disk: Option<String>,
     /// Memory for pieces in flight, in bytes.
     pub memory_budget_bytes: u64,
     /// How long to go on seeding after the image is complete while others
@@ -90,6 +95,8 @@ pub struct Assignment {
 pub enum Orders {
     /// Send what is used of a disk.
     Capture(CaptureOrder),
+    /// Wipe disks.
+    Wipe(WipeOrder),
     /// Write an image to a disk.
     Install(Box<Assignment>),
 }
@@ -108,6 +115,20 @@ pub struct CaptureOrder {
     pub capture: Order,
     /// Which disk is read.
     pub disk: DiskRule,
+}
+
+/// Disks are to be wiped, and nothing installed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WipeOrder {
+    /// Who the agent is.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub node: NodeName,
+    /// The attempt that every report must name.
+    #[cfg_attr(feature = "openapi", schema(value_type = u32))]
+    pub attempt: Attempt,
+    /// Which disks, and how.
+    pub wipe: wipe::Wipe,
 }
 
 /// Post actions for one node, everything resolved.
@@ -167,6 +188,21 @@ pub enum ReportKind {
     /// All that is used of the disk was sent; the machine reboots to it.
     Captured {
         /// Bytes moved and times, as a sentence.
+        text: String,
+    },
+    /// The disks were found; they are being wiped.
+    WipeStarted {
+        /// Which disks, and what is lost on them.
+        text: String,
+    },
+    /// One disk was wiped, or was to be, and read back.
+    DiskWiped {
+        /// What that is worth.
+        certificate: Box<Certificate>,
+    },
+    /// All disks are wiped; the machine starts again.
+    Wiped {
+        /// A sentence.
         text: String,
     },
     /// The disk was chosen; fetching begins.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::ids::{DeploymentId, NodeName, RackName, SetName};
+use fleet::wipe::{Certificate, Wipe};
 use futures_util::{Stream, StreamExt};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
@@ -157,6 +158,22 @@ impl Client {
     /// [`ClientError`].
     pub async fn release_node(&self, name: &NodeName) -> Result<NodeView, ClientError> {
         self.send(Method::POST, &format!("/api/v1/nodes/{name}/release"), &()).await
+    }
+
+    /// Has disks of a node wiped.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn wipe_node(&self, name: &NodeName, order: &Wipe) -> Result<NodeView, ClientError> {
+        self.send(Method::POST, &format!("/api/v1/nodes/{name}/wipe"), order).await
+    }
+
+    /// What was certified of a node's disks, the oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn certificates(&self, name: &NodeName) -> Result<Vec<Certificate>, ClientError> {
+        self.get(&format!("/api/v1/nodes/{name}/certificates")).await
     }
 
     /// Removes a node.

@@ -13,7 +13,9 @@ use crate::{Error, elf, error::file};
 /// Programs that busybox does not have or does worse, by package. Their libraries follow by themselves.
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("e2fsprogs", &["sbin/resize2fs", "sbin/e2fsck", "sbin/dumpe2fs"]),
-    ("util-linux", &["sbin/blkid"]),
+    ("hdparm", &["sbin/hdparm"]),
+    ("nvme-cli", &["usr/sbin/nvme"]),
+    ("util-linux", &["sbin/blkid", "sbin/wipefs", "sbin/blkdiscard", "sbin/blockdev"]),
     ("efibootmgr", &["bin/efibootmgr"]),
     ("kexec-tools", &["sbin/kexec"]),
     ("smartmontools", &["usr/sbin/smartctl"]),

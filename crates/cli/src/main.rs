@@ -10,6 +10,7 @@ mod fetch;
 mod generate;
 mod image;
 mod lab;
+mod layout;
 mod node;
 mod output;
 mod parse;
@@ -78,6 +79,9 @@ enum Command {
     /// Disk images: import, look at, remove, build
     #[command(subcommand)]
     Image(image::Command),
+    /// Partition layouts: check, build
+    #[command(subcommand)]
+    Layout(layout::Command),
     /// Put an image on nodes, and follow it until their booted systems have proved it
     Deploy(deploy::Arguments),
     /// Seed one file and track its swarm, without a controller
@@ -172,6 +176,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Track(arguments) => track::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Layout(command) => layout::run(command),
         Command::Bootenv(command) => bootenv::run(&command),
         Command::Doctor(arguments) => doctor::run(&connection, &arguments),
         Command::Lab(command) => lab::run(command),

@@ -1,5 +1,7 @@
 //! `rackswarm node`: machines.
 
+mod wipe;
+
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
@@ -71,6 +73,16 @@ pub(crate) enum Command {
         /// The node
         name: NodeName,
     },
+    /// Wipe disks of a node, read samples back and certify what that is worth
+    Wipe(wipe::Arguments),
+    /// What was certified of a node's disks
+    Certificates {
+        /// The node
+        name: NodeName,
+        /// Print the API's JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Forget a node
     #[command(visible_alias = "rm")]
     Remove {
@@ -138,13 +150,19 @@ struct DiskOptions {
     /// At most this large
     #[arg(long, value_name = "SIZE", value_parser = parse::size)]
     disk_max_size: Option<u64>,
+    /// What is not refused: signatures (marks of old RAID, LVM, LUKS, bcache or ZFS are overwritten), removable (removable
+    /// media and disks on USB), multipath (one of several paths to a device is used), or none; several are separated by
+    /// commas. Given alone it leaves the rest of the rule as it is
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_parser = parse::allowed)]
+    disk_allow: Option<Vec<Option<Allow>>>,
     /// Go back to the rule "the only disk"
     #[arg(long, conflicts_with_all = ["disk_serial", "disk_wwn", "disk_model", "disk_path", "disk_min_size", "disk_max_size"])]
     disk_only: bool,
 }
 
 impl DiskOptions {
-    fn rule(&self) -> Option<DiskRule> {
+    fn rule(&self, former: &DiskRule) -> Option<DiskRule> {
+        let allow = self.disk_allow.as_ref().map(|words| words.iter().flatten().copied().collect::<Vec<_>>());
         let rule = DiskRule {
             min_size_bytes: self.disk_min_size,
             max_size_bytes: self.disk_max_size,
@@ -152,13 +170,18 @@ impl DiskOptions {
             wwn: self.disk_wwn.clone(),
             model: self.disk_model.clone(),
             path: self.disk_path.clone(),
+            allow: Vec::new(),
         };
-        (self.disk_only || rule != DiskRule::default()).then_some(rule)
+        match (self.disk_only || rule != DiskRule::default(), allow) {
+            (true, allow) => Some(DiskRule { allow: allow.unwrap_or_default(), ..rule }),
+            (false, Some(allow)) => Some(DiskRule { allow, ..former.clone() }),
+            (false, None) => None,
+        }
     }
 }
 
 impl Options {
-    fn settings(&self, former_post: &PostSettings) -> Result<NodeSettings> {
+    fn settings(&self, former_disk: &DiskRule, former_post: &PostSettings) -> Result<NodeSettings> {
         Ok(NodeSettings {
             rack: self.rack.clone(),
             macs: (!self.macs.is_empty()).then(|| self.macs.clone()),
@@ -166,7 +189,7 @@ impl Options {
             power: self.power.clone(),
             memory_gib: self.memory_gib,
             address: self.address,
-            disk: self.disk.rule(),
+            disk: self.disk.rule(former_disk),
             post: self.post.settings(former_post)?,
         })
     }
@@ -202,6 +225,8 @@ pub(crate) async fn run(connection: &Connection, command: Command) -> Result<Exi
             let node = client.release_node(&name).await.map_err(explain)?;
             done(format!("{} is released; it boots its own disk from now on", node.name))
         }
+        Command::Wipe(arguments) => wipe::run(&client, &arguments).await,
+        Command::Certificates { name, json } => wipe::certificates(&client, &name, json).await,
         Command::Remove { name } => {
             client.remove_node(&name).await.map_err(explain)?;
             done(format!("{name} is removed"))
@@ -214,18 +239,19 @@ async fn add(client: &Client, name: NodeName, options: &Options) -> Result<ExitC
         !options.macs.is_empty() || options.uuid.is_some(),
         "a new node needs at least one MAC address, or its UUID: --mac 52:54:00:12:34:56"
     );
-    let settings = options.settings(&PostSettings::default())?;
+    let settings = options.settings(&DiskRule::default(), &PostSettings::default())?;
     let node = client.add_node(&NewNode { name, settings }).await.map_err(explain)?;
     done(format!("{} is added; it writes {}", node.name, node.disk))
 }
 
 async fn set(client: &Client, name: &NodeName, options: &Options) -> Result<ExitCode> {
-    let former = if options.post.needs_former() {
-        client.node(name).await.map_err(explain)?.post
+    let (disk, post) = if options.post.needs_former() || options.disk.disk_allow.is_some() {
+        let former = client.node(name).await.map_err(explain)?;
+        (former.disk, former.post)
     } else {
-        PostSettings::default()
+        Default::default()
     };
-    let settings = options.settings(&former)?;
+    let settings = options.settings(&disk, &post)?;
     ensure!(
         settings != NodeSettings::default(),
         "nothing to change: `rackswarm node set --help` lists what can be set"
@@ -268,6 +294,9 @@ fn note(node: &NodeView) -> String {
             }
             None => format!("waits for approval: rackswarm node approve {}", node.name),
         },
+        (Stage::Wiping, Some(progress), _) => {
+            format!("wiping, {} %", percent(progress.done_bytes, progress.total_bytes))
+        }
         (Stage::Capturing, Some(progress), _) => crate::image::capture::sending(progress),
         (Stage::Fetching, Some(progress), _) => format!(
             "{} % at {} from {} peers",

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use fleet::disk::Allow;
 use fleet::post::Network;
 use ipnet::Ipv4Net;
 
@@ -59,6 +60,18 @@ pub(crate) fn network(text: &str) -> Result<Network, String> {
     };
     let dns = fields.map(|server| host(server).map(|server| server.to_string())).collect::<Result<Vec<_>, _>>()?;
     Ok(Network::Static { address: parsed.to_string(), gateway, dns })
+}
+
+/// What a disk rule does not refuse; `none` is nothing.
+pub(crate) fn allowed(word: &str) -> Result<Option<Allow>, String> {
+    let known = Allow::ALL.into_iter().find(|allow| allow.as_str() == word);
+    match known {
+        None if word != "none" => {
+            let words: Vec<&str> = Allow::ALL.iter().map(|allow| allow.as_str()).collect();
+            Err(format!("`{word}` cannot be allowed: write {}, or none", words.join(", ")))
+        }
+        known => Ok(known),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
-//! The disk interlock: which one disk may be written, or why none.
+//! Disks, and the rule that says which one of a machine's disks is meant.
 //!
-//! It fails closed. A rule must match exactly one disk that can be written and
-//! is not what the machine booted from; two equal disks are a refusal.
+//! The interlock ([`choose`]) fails closed. A rule must match exactly one disk
+//! that can be written and is not what the machine booted from; two equal disks
+//! are a refusal.
+
+mod interlock;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
+
+pub use interlock::{Purpose, Refusal, candidates, choose};
 
 /// A disk as the agent found it on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -31,13 +35,89 @@ pub struct Disk {
     /// The device refuses writes.
     #[serde(default)]
     pub read_only: bool,
+    /// It hangs on USB, or is a memory card in a slot: anybody can pull it out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pluggable: bool,
     /// The running system was loaded from it or has it mounted.
     #[serde(default)]
     pub boot_medium: bool,
+    /// What has it in use now, such as `sda2 is mounted at /srv` or `sda3 is part of md127`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_by: Vec<String>,
+    /// Marks on it of storage that is made of several devices or is locked: RAID, LVM, LUKS, bcache, ZFS and their like.
+    /// Nothing has them in use, but what they belong to may be worth something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<Signature>,
     /// What it holds now, as sentences a person can judge: partition table,
     /// file systems and their labels. Empty for a blank disk.
     #[serde(default)]
     pub contents: Vec<String>,
+}
+
+/// A mark that a disk or partition belongs to something larger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Signature {
+    /// The device that carries it: the disk or one of its partitions.
+    pub device: String,
+    /// What it is, as `blkid` calls it, such as `linux_raid_member` or `LVM2_member`.
+    pub kind: String,
+    /// Its label: the name of the array, group or pool where it tells one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+impl Signature {
+    /// What people call the kind.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        match self.kind.as_str() {
+            "linux_raid_member" => "software RAID (md)",
+            "LVM2_member" | "LVM1_member" => "LVM",
+            "crypto_LUKS" => "LUKS encryption",
+            "BitLocker" => "BitLocker encryption",
+            "bcache" => "bcache",
+            "zfs_member" => "ZFS",
+            "ceph_bluestore" => "Ceph",
+            "drbd" | "drbdmanage_control_volume" | "drbdproxy_datalog" => "DRBD",
+            "VMFS_volume_member" => "VMware VMFS",
+            "stratis" => "Stratis",
+            kind if kind.ends_with("_raid_member") => "firmware RAID",
+            other => other,
+        }
+    }
+
+    /// Whether `blkid`'s name for a kind is of something that spans devices or is locked. Its usage `raid` or `crypto` says
+    /// so too, but not for all of these.
+    #[must_use]
+    pub fn is_one(kind: &str) -> bool {
+        const KINDS: &[&str] = &[
+            "LVM2_member",
+            "LVM1_member",
+            "crypto_LUKS",
+            "BitLocker",
+            "bcache",
+            "zfs_member",
+            "ceph_bluestore",
+            "drbd",
+            "drbdmanage_control_volume",
+            "drbdproxy_datalog",
+            "VMFS_volume_member",
+            "stratis",
+            "DM_snapshot_cow",
+            "DM_verity_hash",
+            "DM_integrity",
+            "mpath_member",
+        ];
+        kind.ends_with("_raid_member") || KINDS.contains(&kind)
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.what(), self.device)?;
+        self.label.as_ref().map_or(Ok(()), |label| write!(f, " (`{label}`)"))
+    }
 }
 
 impl Disk {
@@ -65,6 +145,34 @@ impl fmt::Display for Disk {
     }
 }
 
+/// What is refused unless a rule allows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Allow {
+    /// Marks of RAID, LVM, encryption and their like are overwritten.
+    Signatures,
+    /// Removable media, memory cards and disks on USB are disks like others.
+    Removable,
+    /// A device that is reached by several paths is written through one of them.
+    Multipath,
+}
+
+impl Allow {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Signatures, Self::Removable, Self::Multipath];
+
+    /// The word for it in the CLI and the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Signatures => "signatures",
+            Self::Removable => "removable",
+            Self::Multipath => "multipath",
+        }
+    }
+}
+
 /// Which disk may be written. Every field that is set must hold; a rule with
 /// nothing set means "the only disk".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -89,9 +197,16 @@ pub struct DiskRule {
     /// Exactly this device path or one of its stable paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// What is not refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Allow>,
 }
 
 impl DiskRule {
+    fn allows(&self, what: Allow) -> bool {
+        self.allow.contains(&what)
+    }
+
     fn matches(&self, disk: &Disk) -> bool {
         let same = |want: &Option<String>, have: &Option<String>| want.is_none() || want == have;
         self.min_size_bytes.is_none_or(|min| disk.size_bytes >= min)
@@ -119,80 +234,16 @@ impl fmt::Display for DiskRule {
                 parts.push(format!("{label} {value}"));
             }
         }
-        if parts.is_empty() { f.write_str("the only disk") } else { f.write_str(&parts.join(", ")) }
-    }
-}
-
-/// Why no disk may be written. Each sentence says what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// The node has no disk at all that could be written.
-    #[error("the node has no disk that can be written ({seen}); check the controller's driver and the cabling")]
-    NoDisk {
-        /// What was seen and passed over.
-        seen: String,
-    },
-    /// No disk matches the rule.
-    #[error("no disk matches the rule `{rule}`; the node has {seen}; correct the node's disk rule")]
-    NoMatch {
-        /// The rule as text.
-        rule: String,
-        /// The disks that were there.
-        seen: String,
-    },
-    /// More than one disk matches the rule.
-    #[error(
-        "{count} disks match the rule `{rule}`: {seen}; nothing was written; name one by serial, wwn or path in the node's disk rule"
-    )]
-    Ambiguous {
-        /// How many match.
-        count: usize,
-        /// The rule as text.
-        rule: String,
-        /// The disks that match.
-        seen: String,
-    },
-    /// The one matching disk is too small for the image.
-    #[error(
-        "the image needs {image} but {disk} is smaller; nothing was written; choose a larger disk or a smaller image"
-    )]
-    TooSmall {
-        /// The image's size as text.
-        image: String,
-        /// The disk as text.
-        disk: String,
-    },
-}
-
-/// The one disk that `rule` allows for an image of `image_bytes`.
-///
-/// # Errors
-/// A [`Refusal`] unless exactly one writable, fixed disk that is not the boot
-/// medium matches and is large enough.
-pub fn choose<'a>(disks: &'a [Disk], rule: &DiskRule, image_bytes: u64) -> Result<&'a Disk, Refusal> {
-    let eligible: Vec<&Disk> =
-        disks.iter().filter(|d| !d.removable && !d.read_only && !d.boot_medium && d.size_bytes > 0).collect();
-    if eligible.is_empty() {
-        return Err(Refusal::NoDisk { seen: list(disks.iter(), "no disks seen") });
-    }
-    let matching: Vec<&Disk> = eligible.iter().copied().filter(|d| rule.matches(d)).collect();
-    match matching.as_slice() {
-        [] => Err(Refusal::NoMatch { rule: rule.to_string(), seen: list(eligible.into_iter(), "none") }),
-        [disk] if disk.size_bytes < image_bytes => {
-            Err(Refusal::TooSmall { image: Size(image_bytes).to_string(), disk: disk.to_string() })
+        if parts.is_empty() {
+            f.write_str("the only disk")?
+        } else {
+            f.write_str(&parts.join(", "))?
         }
-        [disk] => Ok(disk),
-        several => Err(Refusal::Ambiguous {
-            count: several.len(),
-            rule: rule.to_string(),
-            seen: list(several.iter().copied(), "none"),
-        }),
+        match self.allow.as_slice() {
+            [] => Ok(()),
+            allowed => write!(f, ", allowing {}", allowed.iter().map(|a| a.as_str()).collect::<Vec<_>>().join(" and ")),
+        }
     }
-}
-
-fn list<'a>(disks: impl Iterator<Item = &'a Disk>, none: &str) -> String {
-    let texts: Vec<String> = disks.map(ToString::to_string).collect();
-    if texts.is_empty() { none.to_owned() } else { texts.join("; ") }
 }
 
 /// A number of bytes, printed with its exact count when it is not a whole
@@ -215,95 +266,31 @@ impl fmt::Display for Size {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn disk(path: &str, gib: u64, serial: &str) -> Disk {
-        Disk {
-            path: path.into(),
-            size_bytes: gib << 30,
-            serial: Some(serial.into()),
-            model: Some("QEMU HARDDISK".into()),
-            ..Disk::default()
-        }
-    }
-
-    #[test]
-    fn the_only_disk_is_chosen_without_a_rule() {
-        let disks = [disk("/dev/vda", 4, "a")];
-        assert_eq!(choose(&disks, &DiskRule::default(), 1 << 30).unwrap().path, "/dev/vda");
-    }
-
-    #[test]
-    fn two_equal_disks_are_refused_and_both_named() {
-        let disks = [disk("/dev/sda", 4, "same"), disk("/dev/sdb", 4, "same")];
-        let refusal = choose(&disks, &DiskRule { serial: Some("same".into()), ..DiskRule::default() }, 1).unwrap_err();
-        let sentence = refusal.to_string();
-        assert!(
-            sentence.contains("/dev/sda") && sentence.contains("/dev/sdb") && sentence.contains("nothing was written"),
-            "{sentence}"
-        );
-    }
-
-    #[test]
-    fn removable_read_only_and_boot_media_are_never_chosen() {
-        let passed_over = [
-            Disk { removable: true, ..disk("/dev/sdb", 4, "usb") },
-            Disk { read_only: true, ..disk("/dev/sdc", 4, "ro") },
-            Disk { boot_medium: true, ..disk("/dev/sdd", 4, "boot") },
-            Disk { size_bytes: 0, ..disk("/dev/sr0", 0, "empty") },
-        ];
-        for one in &passed_over {
-            let rule = DiskRule { serial: one.serial.clone(), ..DiskRule::default() };
-            assert!(matches!(choose(std::slice::from_ref(one), &rule, 1), Err(Refusal::NoDisk { .. })));
-        }
-        let mut with_good = passed_over.to_vec();
-        with_good.push(disk("/dev/sda", 4, "good"));
-        assert_eq!(choose(&with_good, &DiskRule::default(), 1).unwrap().path, "/dev/sda");
-    }
-
-    #[test]
-    fn each_part_of_a_rule_narrows() {
-        let disks = [
-            Disk {
-                wwn: Some("naa.1".into()),
-                by_path: vec!["pci-0000:00:1f.2-ata-1".into()],
-                ..disk("/dev/sda", 4, "a")
-            },
-            Disk { model: Some("SAMSUNG PM9A3".into()), ..disk("/dev/nvme0n1", 8, "b") },
-        ];
-        let pick = |rule: DiskRule| choose(&disks, &rule, 1).map(|d| d.path.clone());
-        assert_eq!(pick(DiskRule { wwn: Some("naa.1".into()), ..DiskRule::default() }).unwrap(), "/dev/sda");
-        assert_eq!(pick(DiskRule { min_size_bytes: Some(5 << 30), ..DiskRule::default() }).unwrap(), "/dev/nvme0n1");
-        assert_eq!(pick(DiskRule { max_size_bytes: Some(5 << 30), ..DiskRule::default() }).unwrap(), "/dev/sda");
-        assert_eq!(pick(DiskRule { model: Some("SAMSUNG".into()), ..DiskRule::default() }).unwrap(), "/dev/nvme0n1");
-        assert_eq!(
-            pick(DiskRule { path: Some("pci-0000:00:1f.2-ata-1".into()), ..DiskRule::default() }).unwrap(),
-            "/dev/sda"
-        );
-        assert!(matches!(
-            pick(DiskRule { serial: Some("c".into()), ..DiskRule::default() }),
-            Err(Refusal::NoMatch { .. })
-        ));
-        assert!(matches!(pick(DiskRule::default()), Err(Refusal::Ambiguous { count: 2, .. })));
-    }
-
-    #[test]
-    fn an_image_larger_than_the_disk_is_refused() {
-        let disks = [disk("/dev/vda", 1, "a")];
-        let refusal = choose(&disks, &DiskRule::default(), (1 << 30) + 512).unwrap_err();
-        assert!(matches!(refusal, Refusal::TooSmall { .. }));
-        assert!(refusal.to_string().contains("1.0 GiB (1073742336 bytes)"), "{refusal}");
-    }
 
     #[test]
     fn identity_prefers_what_is_stable() {
-        let mut d = disk("/dev/vda", 1, "s");
+        let mut d = Disk { path: "/dev/vda".into(), size_bytes: 1 << 30, serial: Some("s".into()), ..Disk::default() };
         assert_eq!(d.identity(), "serial:s");
         d.wwn = Some("eui.1".into());
         assert_eq!(d.identity(), "wwn:eui.1");
         d.wwn = None;
         d.serial = None;
         assert_eq!(d.identity(), "path:/dev/vda:1073741824");
+    }
+
+    #[test]
+    fn marks_of_larger_things_are_known_and_named() {
+        for kind in ["linux_raid_member", "isw_raid_member", "LVM2_member", "crypto_LUKS", "bcache", "zfs_member"] {
+            assert!(Signature::is_one(kind), "{kind}");
+        }
+        for kind in ["ext4", "xfs", "vfat", "swap", "btrfs"] {
+            assert!(!Signature::is_one(kind), "{kind}");
+        }
+        let text = |kind: &str, label: Option<&str>| {
+            Signature { device: "/dev/sda2".into(), kind: kind.into(), label: label.map(Into::into) }.to_string()
+        };
+        assert_eq!(text("linux_raid_member", Some("old:0")), "software RAID (md) on /dev/sda2 (`old:0`)");
+        assert_eq!(text("isw_raid_member", None), "firmware RAID on /dev/sda2");
     }
 }

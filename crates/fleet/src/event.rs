@@ -13,6 +13,7 @@ use crate::node::{Beat, Firmware, Power, Progress, Rack, TokenHash};
 use crate::post::PostSettings;
 use crate::rollout::{Rollout, Window};
 use crate::set::{Listed, MachineSet};
+use crate::wipe::{self, Certificate};
 
 /// What an operator may set of a node; `None` leaves it as it is.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -261,6 +262,40 @@ pub enum Event {
         /// The attempt.
         attempt: Attempt,
         /// Bytes moved and times, as a sentence.
+        text: String,
+    },
+    /// An operator has disks of a node wiped.
+    Wipe {
+        /// The node.
+        node: NodeName,
+        /// Which disks, and how.
+        order: wipe::Wipe,
+    },
+    /// The disks were found and are being wiped.
+    WipeStarted {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Which disks, and what is lost on them, as a sentence.
+        text: String,
+    },
+    /// One disk was wiped, or was to be, and read back.
+    DiskWiped {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// What that is worth.
+        certificate: Box<Certificate>,
+    },
+    /// All disks are wiped.
+    Wiped {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// A sentence.
         text: String,
     },
     /// The disk was chosen and fetching began.

@@ -5,6 +5,7 @@ mod capture;
 mod draft;
 mod nodes;
 mod rollouts;
+mod wipe;
 
 use thiserror::Error;
 
@@ -95,7 +96,7 @@ pub fn boot_wish(snapshot: &Snapshot, policy: &Policy, mac: Mac) -> BootWish {
             BootWish::Agent { node: name.clone(), attempt: node.attempt }
         }
         // A machine that asks again while its agent should be at work has restarted.
-        Stage::AgentUp | Stage::Capturing | Stage::Fetching | Stage::PostActions => {
+        Stage::AgentUp | Stage::Capturing | Stage::Wiping | Stage::Fetching | Stage::PostActions => {
             BootWish::Agent { node: name.clone(), attempt: node.attempt.next() }
         }
         Stage::Enrolled if is_to_tell(policy, node) => BootWish::Inventory { node: name.clone() },
@@ -194,11 +195,18 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         Event::Capture { node, order } => capture::capture(snapshot, now, node, order),
         Event::CaptureStarted { node, attempt, text } => capture::started(snapshot, now, node, *attempt, text),
         Event::Captured { node, attempt, text } => capture::done(snapshot, now, node, *attempt, text),
+        Event::Wipe { node, order } => wipe::wipe(snapshot, now, node, order),
+        Event::WipeStarted { node, attempt, text } => wipe::started(snapshot, now, node, *attempt, text),
+        Event::DiskWiped { node, attempt, certificate } => {
+            wipe::certified(snapshot, now, node, *attempt, certificate)
+        }
+        Event::Wiped { node, attempt, text } => wipe::done(snapshot, now, node, *attempt, text),
         Event::FetchStarted { node, attempt, disk, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             draft.advance(Cause::FetchStarted, "fetch_started", text);
             draft.node.target = Some(disk.clone());
             draft.node.written_before = true;
+            draft.node.written_disk = Some(disk.clone());
             // What ran there before is being overwritten.
             draft.node.deployed = None;
             draft.node.node_token = None;

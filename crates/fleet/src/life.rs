@@ -26,6 +26,8 @@ pub enum Stage {
     AgentUp,
     /// Its disk is read and sent; nothing is written.
     Capturing,
+    /// Its disks are wiped.
+    Wiping,
     /// Pieces arrive and are written.
     Fetching,
     /// The image is verified on the disk; post actions run.
@@ -40,7 +42,7 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Stage; 12] = [
+    pub const ALL: [Stage; 13] = [
         Stage::Enrolled,
         Stage::PoweringOn,
         Stage::Leasing,
@@ -48,6 +50,7 @@ impl Stage {
         Stage::LoadingKernel,
         Stage::AgentUp,
         Stage::Capturing,
+        Stage::Wiping,
         Stage::Fetching,
         Stage::PostActions,
         Stage::Rebooting,
@@ -66,6 +69,7 @@ impl Stage {
             Self::LoadingKernel => "loading_kernel",
             Self::AgentUp => "agent_up",
             Self::Capturing => "capturing",
+            Self::Wiping => "wiping",
             Self::Fetching => "fetching",
             Self::PostActions => "post_actions",
             Self::Rebooting => "rebooting",
@@ -85,6 +89,7 @@ impl Stage {
             Self::LoadingKernel => "the kernel to start and the agent to register",
             Self::AgentUp => "the agent to choose the disk and begin",
             Self::Capturing => "the rest of its disk to be sent",
+            Self::Wiping => "its disks to be wiped and read back",
             Self::Fetching => "the rest of the image",
             Self::PostActions => "post actions to finish",
             Self::Rebooting => "the deployed system to boot from its disk and report",
@@ -102,7 +107,7 @@ impl Stage {
     /// True while the agent in memory is expected to report every few seconds.
     #[must_use]
     pub fn has_agent(self) -> bool {
-        matches!(self, Self::AgentUp | Self::Capturing | Self::Fetching | Self::PostActions)
+        matches!(self, Self::AgentUp | Self::Capturing | Self::Wiping | Self::Fetching | Self::PostActions)
     }
 }
 
@@ -134,6 +139,10 @@ pub enum Cause {
     CaptureStarted,
     /// All that is used of the disk has been sent.
     Captured,
+    /// The disks were found and are being wiped.
+    WipeStarted,
+    /// The disks are wiped and certified.
+    Wiped,
     /// The disk was chosen and fetching began.
     FetchStarted,
     /// Every byte of the image is verified on the disk.
@@ -167,11 +176,21 @@ pub struct Row {
 
 use Stage::{
     AgentUp, Capturing, Enrolled, Failed, Fetching, Leasing, LoadingBootloader, LoadingKernel, PostActions, PoweringOn,
-    Rebooting, Running,
+    Rebooting, Running, Wiping,
 };
 
-const UNDER_WAY: &[Stage] =
-    &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel, AgentUp, Capturing, Fetching, PostActions, Rebooting];
+const UNDER_WAY: &[Stage] = &[
+    PoweringOn,
+    Leasing,
+    LoadingBootloader,
+    LoadingKernel,
+    AgentUp,
+    Capturing,
+    Wiping,
+    Fetching,
+    PostActions,
+    Rebooting,
+];
 const BOOTING: &[Stage] = &[PoweringOn, Leasing, LoadingBootloader, LoadingKernel];
 /// Loader, agent and the deployed system ask again, each for itself.
 const ASKING_AGAIN: &[Stage] = &[
@@ -180,6 +199,7 @@ const ASKING_AGAIN: &[Stage] = &[
     LoadingKernel,
     AgentUp,
     Capturing,
+    Wiping,
     Fetching,
     PostActions,
     Rebooting,
@@ -202,15 +222,23 @@ pub const LIFE: &[Row] = &[
     Row { from: &[PoweringOn, Leasing], cause: Cause::BootloaderSent, to: Some(LoadingBootloader) },
     Row { from: ASKING_AGAIN, cause: Cause::BootloaderSent, to: None },
     Row { from: BOOTING, cause: Cause::ScriptSent, to: Some(LoadingKernel) },
-    Row { from: &[AgentUp, Capturing, Fetching, PostActions], cause: Cause::Restarted, to: Some(LoadingKernel) },
+    Row {
+        from: &[AgentUp, Capturing, Wiping, Fetching, PostActions],
+        cause: Cause::Restarted,
+        to: Some(LoadingKernel),
+    },
     Row { from: &[LoadingKernel], cause: Cause::KernelSent, to: None },
     Row { from: BOOTING, cause: Cause::AgentRegistered, to: Some(AgentUp) },
     // An agent that lost its answer registers again.
-    Row { from: &[AgentUp, Capturing, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },
+    Row { from: &[AgentUp, Capturing, Wiping, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },
     // A capture leaves the disk as it was, so the node is where it was before: nothing is assigned to it.
     Row { from: &[AgentUp], cause: Cause::CaptureStarted, to: Some(Capturing) },
     Row { from: &[Capturing], cause: Cause::CaptureStarted, to: None },
     Row { from: &[Capturing], cause: Cause::Captured, to: Some(Enrolled) },
+    // Whatever was deployed is gone with the first block, so a wipe ends with nothing assigned.
+    Row { from: &[AgentUp], cause: Cause::WipeStarted, to: Some(Wiping) },
+    Row { from: &[Wiping], cause: Cause::WipeStarted, to: None },
+    Row { from: &[Wiping], cause: Cause::Wiped, to: Some(Enrolled) },
     Row { from: &[AgentUp], cause: Cause::FetchStarted, to: Some(Fetching) },
     Row { from: &[Fetching], cause: Cause::FetchStarted, to: None },
     Row { from: &[AgentUp, Fetching], cause: Cause::ImageVerified, to: Some(PostActions) },
@@ -231,6 +259,7 @@ pub const LIFE: &[Row] = &[
             LoadingKernel,
             AgentUp,
             Capturing,
+            Wiping,
             Fetching,
             PostActions,
             Rebooting,
@@ -310,6 +339,17 @@ mod tests {
         for cause in [Cause::FetchStarted, Cause::ImageVerified, Cause::PostActionsDone, Cause::Proved] {
             assert!(step(Capturing, cause).is_err(), "{cause:?}");
         }
+    }
+
+    #[test]
+    fn a_wipe_ends_with_nothing_assigned_and_never_deploys() {
+        let wiped = step(step(AgentUp, Cause::WipeStarted).unwrap(), Cause::Wiped).unwrap();
+        assert_eq!(wiped, Enrolled);
+        for cause in [Cause::FetchStarted, Cause::ImageVerified, Cause::PostActionsDone, Cause::Proved, Cause::Captured]
+        {
+            assert!(step(Wiping, cause).is_err(), "{cause:?}");
+        }
+        assert!(step(Fetching, Cause::WipeStarted).is_err() && step(Running, Cause::WipeStarted).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::life::Stage;
 use crate::post::PostSettings;
 use crate::run::Run;
 use crate::set::Member;
+use crate::wipe::{self, Certificate};
 
 /// How a machine's firmware network-boots, read from DHCP options 60, 77, 93
 /// and 175 (RFC 4578; iPXE).
@@ -138,6 +139,12 @@ pub struct Node {
     /// The capture that is under way, or was when it failed.
     #[serde(default)]
     pub capture: Option<Order>,
+    /// The wipe that is under way, or was when it failed.
+    #[serde(default)]
+    pub wipe: Option<wipe::Wipe>,
+    /// What was certified of its disks, the oldest first.
+    #[serde(default)]
+    pub certificates: Vec<Certificate>,
     /// Hash of the token that this attempt's kernel line carries.
     pub boot_token: Option<TokenHash>,
     /// Hash of the token for the system being written; becomes
@@ -149,6 +156,9 @@ pub struct Node {
     pub target: Option<String>,
     /// Some attempt has begun to write a disk, so the disk may hold pieces.
     pub written_before: bool,
+    /// Identity of the disk that was last written, whatever came of it.
+    #[serde(default)]
+    pub written_disk: Option<String>,
     /// What is deployed and proved.
     pub deployed: Option<Deployed>,
     /// Unexpected events so far; each is in the timeline.
@@ -184,11 +194,14 @@ impl Node {
             deployment: None,
             run: None,
             capture: None,
+            wipe: None,
+            certificates: Vec::new(),
             boot_token: None,
             pending_token: None,
             node_token: None,
             target: None,
             written_before: false,
+            written_disk: None,
             deployed: None,
             unexpected_total: 0,
         }
@@ -200,6 +213,19 @@ impl Node {
     #[must_use]
     pub fn captured(&self) -> Option<&Order> {
         self.capture.as_ref().filter(|_| self.stage.is_under_way() && self.deployment.is_none())
+    }
+
+    /// What the node's agent is to do with its disks, where that is a wipe.
+    #[must_use]
+    pub fn wiped(&self) -> Option<&wipe::Wipe> {
+        self.wipe.as_ref().filter(|_| self.stage.is_under_way() && self.deployment.is_none())
+    }
+
+    /// Identity of the disk whose content came from us.
+    #[must_use]
+    pub fn own_disk(&self) -> Option<&str> {
+        let deployed = self.deployed.as_ref().map(|deployed| &deployed.disk);
+        self.written_disk.as_ref().or(deployed).map(String::as_str)
     }
 }
 

@@ -180,7 +180,8 @@ rebooting_seconds = 900
             Stage::Leasing => in_stage(self.leasing_seconds),
             Stage::LoadingBootloader => in_stage(self.loading_bootloader_seconds),
             Stage::LoadingKernel => in_stage(self.loading_kernel_seconds),
-            Stage::AgentUp => silence,
+            // A device that sanitises itself tells nothing for hours; the agent has deadlines of its own.
+            Stage::AgentUp | Stage::Wiping => silence,
             Stage::Capturing | Stage::Fetching => {
                 let advanced = live.and_then(|l| l.advanced).unwrap_or(node.stage_since.max(started_at));
                 let stall = (

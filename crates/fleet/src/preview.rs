@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Snapshot;
-use crate::disk::choose;
+use crate::disk::{Purpose, choose};
 use crate::ids::{Digest, ImageName, Millis, NodeName, RackName};
 use crate::intake::{Refused, check_free, check_hardware, draw_up};
 use crate::node::Node;
@@ -149,7 +149,7 @@ fn of_node(
 
 fn disk(node: &Node, image_bytes: u64) -> DiskPreview {
     let Some(inventory) = &node.inventory else { return DiskPreview::Unknown { rule: node.disk.to_string() } };
-    match choose(&inventory.disks, &node.disk, image_bytes) {
+    match choose(&inventory.disks, &node.disk, Purpose::Write { image_bytes, own: node.own_disk() }) {
         Ok(disk) => {
             DiskPreview::Written { disk: disk.to_string(), contents: disk.contents.clone(), told_at: inventory.at }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use agent::run::{Options, Place};
 use agent::{Error, Watchdog, run};
 use api::Problem;
-use api::agent::{Assignment, Heartbeat, PostPlan, Proof, Register, Report, ReportKind, Token};
+use api::agent::{Assignment, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind, Token, WipeOrder};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -34,6 +34,8 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub struct Controller {
     pub url: String,
     pub assignment: Mutex<Assignment>,
+    /// What is wiped, instead of the assignment.
+    pub wipe: Mutex<Option<WipeOrder>>,
     pub manifest: Mutex<Vec<u8>>,
     pub registered: Mutex<Vec<Register>>,
     pub reports: Mutex<Vec<ReportKind>>,
@@ -56,6 +58,7 @@ impl Controller {
         let url = format!("http://{}", socket.local_addr().unwrap());
         let controller = Arc::new(Self {
             assignment: Mutex::new(assignment(image, &url)),
+            wipe: Mutex::default(),
             url,
             manifest: Mutex::new(image.manifest.to_json().into_bytes()),
             registered: Mutex::default(),
@@ -151,6 +154,9 @@ fn kind(report: &ReportKind) -> &'static str {
         ReportKind::ImageVerified { .. } => "image_verified",
         ReportKind::PostActionDone { .. } => "post_action_done",
         ReportKind::PostActionsDone => "post_actions_done",
+        ReportKind::WipeStarted { .. } => "wipe_started",
+        ReportKind::DiskWiped { .. } => "disk_wiped",
+        ReportKind::Wiped { .. } => "wiped",
         ReportKind::Failed { .. } => "failed",
     }
 }
@@ -162,7 +168,10 @@ async fn register(State(controller): Shared, body: Bytes) -> Response {
         return trouble;
     }
     controller.registered.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
-    Json(controller.assignment.lock().unwrap().clone()).into_response()
+    match controller.wipe.lock().unwrap().clone() {
+        Some(order) => Json(Orders::Wipe(order)).into_response(),
+        None => Json(controller.assignment.lock().unwrap().clone()).into_response(),
+    }
 }
 
 async fn report(State(controller): Shared, body: Bytes) -> Response {
@@ -230,6 +239,7 @@ fn assignment(image: &Image, url: &str) -> Assignment {
         trackers: vec![format!("{url}/announce")],
         disk: DiskRule::default(),
         keep_what_is_right: false,
+        own_disk: None,
         memory_budget_bytes: 8 << 20,
         linger_seconds: 0,
         post: PostPlan {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use api::agent::{Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind};
+use api::agent::{Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind, WipeOrder};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -16,6 +16,7 @@ use fleet::intake::failed_checks;
 use fleet::life::Stage;
 use fleet::node::{Node, Progress};
 use fleet::post::PostSettings;
+use fleet::wipe::Certificate;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -33,6 +34,9 @@ const DISKS: usize = 128;
 const DISK_TEXT_CHARACTERS: usize = 200;
 /// Checks of one machine that are kept: two of each disk, and some.
 const CHECKS: usize = 2 * DISKS + 8;
+/// Sentences of a certificate's list, and characters of each.
+const SENTENCES: usize = 16;
+const SENTENCE_CHARACTERS: usize = 1000;
 /// Where agents read manifests; the image's name comes between.
 const MANIFEST_PATH: (&str, &str) = ("/api/v1/images/", "/manifest");
 
@@ -118,7 +122,7 @@ async fn sample(_agent: Agent, QueryPart(size): QueryPart<SampleSize>) -> Result
 /// Why a machine that is up is not written: its hardware failed a check, and the deployment does not pass over that.
 fn unfit(state: &FleetState, name: &NodeName) -> Option<String> {
     let snapshot = state.snapshot();
-    let node = snapshot.nodes.get(name).filter(|node| node.captured().is_none())?;
+    let node = snapshot.nodes.get(name).filter(|node| node.captured().is_none() && node.wiped().is_none())?;
     let despite = snapshot.deployment_of(node).is_some_and(|deployment| deployment.rollout.despite_checks);
     failed_checks(node).filter(|_| !despite)
 }
@@ -239,6 +243,9 @@ fn inventory(app: &App, register: &Register) -> Inventory {
 
 fn orders(app: &App, state: &FleetState, agent: &Agent, node_token: api::agent::Token) -> Result<Orders, Problem> {
     let node = state.snapshot().nodes.get(&agent.node).filter(|node| node.attempt == agent.attempt);
+    if let Some((node, wipe)) = node.and_then(|node| node.wiped().map(|wipe| (node, wipe))) {
+        return Ok(Orders::Wipe(WipeOrder { node: node.name.clone(), attempt: node.attempt, wipe: wipe.clone() }));
+    }
     match node.and_then(|node| node.captured().map(|capture| (node, capture))) {
         Some((node, capture)) => Ok(Orders::Capture(CaptureOrder {
             node: node.name.clone(),
@@ -285,6 +292,7 @@ fn assignment(
         trackers: vec![announce_url(app, node)],
         disk: node.disk.clone(),
         keep_what_is_right: node.written_before,
+        own_disk: node.own_disk().map(str::to_owned),
         memory_budget_bytes: memory,
         linger_seconds: if alone { 0 } else { config.swarm.linger_seconds },
         post: post_plan(app, node, &post, node_token),
@@ -329,6 +337,11 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
         ReportKind::Alive => Event::Progressed { node, attempt, progress: known },
         ReportKind::CaptureStarted { text } => Event::CaptureStarted { node, attempt, text: short(text) },
         ReportKind::Captured { text } => Event::Captured { node, attempt, text: short(text) },
+        ReportKind::WipeStarted { text } => Event::WipeStarted { node, attempt, text: short(text) },
+        ReportKind::DiskWiped { certificate } => {
+            Event::DiskWiped { node, attempt, certificate: Box::new(bounded(*certificate)) }
+        }
+        ReportKind::Wiped { text } => Event::Wiped { node, attempt, text: short(text) },
         ReportKind::SwitchesHeard { cards: told } => Event::SwitchesHeard { node, attempt, cards: cards(&told) },
         ReportKind::FetchStarted { disk, text } => {
             Event::FetchStarted { node, attempt, disk: short(disk), text: short(text) }
@@ -348,6 +361,23 @@ fn event(node: NodeName, attempt: Attempt, what: ReportKind, known: Progress) ->
             text: "post actions are done; the deployed system starts".to_owned(),
         },
         ReportKind::Failed { reason, retry } => Event::StageFailed { node, attempt, reason: short(reason), retry },
+    }
+}
+
+/// A certificate with its sentences cut, and no more of them than there are reasons to give.
+fn bounded(certificate: Certificate) -> Certificate {
+    let few = |text: String| -> String { text.chars().take(SENTENCE_CHARACTERS).collect() };
+    let some = |texts: Vec<String>| texts.into_iter().take(SENTENCES).map(few).collect();
+    Certificate {
+        disk: few(certificate.disk),
+        path: few(certificate.path),
+        model: certificate.model.map(few),
+        serial: certificate.serial.map(few),
+        wwn: certificate.wwn.map(few),
+        reasons: some(certificate.reasons),
+        notes: some(certificate.notes),
+        agent_version: few(certificate.agent_version),
+        ..certificate
     }
 }
 

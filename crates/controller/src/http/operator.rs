@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use fleet::event::{Event, NodeEdit};
 use fleet::ids::{NodeName, RackName};
 use fleet::node::Rack;
+use fleet::wipe::{self, Certificate};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -30,6 +31,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(show_node, change_node, remove_node))
         .routes(routes!(approve_node))
         .routes(routes!(release_node))
+        .routes(routes!(wipe_node))
+        .routes(routes!(certificates))
         .routes(routes!(timeline))
         .routes(routes!(list_racks))
         .routes(routes!(put_rack, remove_rack))
@@ -91,6 +94,29 @@ async fn show_node(State(app): State<App>, PathPart(name): PathPart<NodeName>) -
     let mut view = app.node(&name)?;
     view.inventory = app.keeper.read(|state| state.snapshot().nodes.get(&name).and_then(|node| node.inventory.clone()));
     Ok(Json(view))
+}
+
+/// Has disks of a node wiped: it boots into memory once, wipes them, reads samples back and certifies what that is worth.
+/// Releasing the node ends it.
+#[utoipa::path(post, path = "/api/v1/nodes/{name}/wipe", tag = "nodes", request_body = wipe::Wipe,
+    params(("name" = String, Path, description = "the node's name")),
+    responses((status = 202, body = NodeView), (status = "default", body = api::Problem)))]
+async fn wipe_node(
+    State(app): State<App>,
+    PathPart(node): PathPart<NodeName>,
+    JsonBody(order): JsonBody<wipe::Wipe>,
+) -> Result<(StatusCode, Json<NodeView>), Problem> {
+    app.keeper.tell(Event::Wipe { node: node.clone(), order }).await?;
+    Ok((StatusCode::ACCEPTED, Json(app.node(&node)?)))
+}
+
+/// What was certified of a node's disks, the oldest first.
+#[utoipa::path(get, path = "/api/v1/nodes/{name}/certificates", tag = "nodes",
+    params(("name" = String, Path, description = "the node's name")),
+    responses((status = 200, body = Vec<Certificate>), (status = "default", body = api::Problem)))]
+async fn certificates(State(app): State<App>, PathPart(name): PathPart<NodeName>) -> Answer<Vec<Certificate>> {
+    let found = app.keeper.read(|state| state.snapshot().nodes.get(&name).map(|node| node.certificates.clone()));
+    found.map(Json).ok_or_else(|| Problem::not_found("node", name.as_str()))
 }
 
 /// Changes what is known of a node; what is absent stays as it is.

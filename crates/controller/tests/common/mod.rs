@@ -173,7 +173,7 @@ impl Agent {
     pub async fn register(&self) -> Assignment {
         match self.client.register(&self.introduction()).await.unwrap() {
             Orders::Install(assignment) => *assignment,
-            Orders::Capture(order) => panic!("{order:?}"),
+            order => panic!("{order:?}"),
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) fn capture(
     draft.node.attempt = node.attempt.next();
     draft.node.tries = 1;
     draft.node.capture = Some(order.clone());
+    draft.node.wipe = None;
     draft.node.deployment = None;
     draft.node.run = None;
     draft.node.reason = None;

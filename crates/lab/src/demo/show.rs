@@ -151,7 +151,7 @@ fn percent(node: &NodeView) -> u64 {
         Stage::LoadingBootloader => 8,
         Stage::LoadingKernel => 14,
         Stage::AgentUp => 24,
-        Stage::Capturing | Stage::Fetching => 26 + (34.0 * fetched) as u64,
+        Stage::Capturing | Stage::Wiping | Stage::Fetching => 26 + (34.0 * fetched) as u64,
         Stage::PostActions => 62,
         Stage::Rebooting => 72,
         Stage::Running | Stage::Failed => 100,
