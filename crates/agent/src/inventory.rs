@@ -164,7 +164,9 @@ impl View {
         let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
         let swaps = swaps.filter_map(|device| Some((self.number_of(device)?, "holds swap".to_owned())));
         let mounts = self.mounts().into_iter().map(|mount| (mount.device, format!("is mounted at {}", mount.point)));
-        swaps.chain(mounts).collect()
+        // Of several mounts the first is told: the others lie in it, or show the same once more.
+        let uses: Vec<(String, String)> = swaps.chain(mounts).collect();
+        uses.into_iter().rev().collect()
     }
 
     fn mounts(&self) -> Vec<Mount> {

@@ -154,6 +154,10 @@ fn read(file: &Path) -> Result<Layout> {
 
 /// The interlock of the agent holds here too.
 fn chosen<'a>(disks: &'a [Disk], path: &str, allow: &[Allow]) -> Result<&'a Disk> {
+    if !disks.iter().any(|disk| disk.path == path || disk.by_path.iter().any(|other| other == path)) {
+        let seen: Vec<String> = disks.iter().map(ToString::to_string).collect();
+        bail!("this machine has no disk {path}; it has {}", seen.join("; "));
+    }
     let rule = DiskRule { path: Some(path.to_owned()), allow: allow.to_vec(), ..DiskRule::default() };
     choose(disks, &rule, Purpose::Write { image_bytes: 0, own: None }).map_err(|refusal| {
         anyhow!("{}", refusal.to_string().replace("`rackswarm node set NODE --disk-allow ", "`--allow "))

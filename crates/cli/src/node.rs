@@ -10,7 +10,7 @@ use api::client::Client;
 use api::operator::{NewNode, NodeSettings, NodeView};
 use clap::{Args, Subcommand};
 use fleet::discovery::{Card, CheckOutcome, Inventory};
-use fleet::disk::DiskRule;
+use fleet::disk::{Allow, DiskRule};
 use fleet::ids::{Mac, NodeName, RackName};
 use fleet::life::Stage;
 use fleet::post::PostSettings;
