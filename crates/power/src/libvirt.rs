@@ -4,7 +4,6 @@
 //! standing one beside it as metadata, and puts the standing one back as soon as the machine runs. A guest that restarts
 //! itself would still meet the order it was started with, so on QEMU the running machine's order is changed as well.
 
-mod attach;
 mod set;
 mod virsh;
 mod xml;
@@ -22,7 +21,7 @@ pub(crate) use set::SET;
 pub(crate) const DRIVER: Driver = Driver {
     scheme: "libvirt",
     help: "a virtual machine of a libvirt host, through virsh: uri=URI (default qemu:///system) call_seconds=1..120 \
-           settle_seconds=1..120 attach=URL (of this controller: its disk is written from this host in place of a network boot)",
+           settle_seconds=1..120",
     example: "libvirt:web1?uri=qemu:///system",
     limit: Duration::from_secs(180),
     controller: |address| address.peek("uri").unwrap_or(virsh::DEFAULT_URI).to_owned(),
@@ -38,8 +37,6 @@ struct Domain {
     virsh: Virsh,
     name: String,
     settle_limit: Duration,
-    /// Base URL of the controller, where disks are written from here.
-    attach: Option<String>,
 }
 
 fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
@@ -48,18 +45,7 @@ fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
         return Err(address.wrong("the machine's name is missing, starts with a dash or has a space"));
     }
     let settle_limit = Duration::from_secs(address.number("settle_seconds", 1..=120)?.unwrap_or(30));
-    let attach = controller_url(address)?;
-    Ok(Box::new(Domain { virsh: Virsh::take(address)?, name, settle_limit, attach }))
-}
-
-/// Takes `attach=`.
-fn controller_url(address: &mut Address) -> Result<Option<String>> {
-    match address.take("attach") {
-        Some(url) if !url.starts_with("http://") || !crate::address::plain(&url) => {
-            Err(address.wrong(format!("`attach={url}` is not the controller's URL, such as http://10.0.0.1:8080")))
-        }
-        url => Ok(url),
-    }
+    Ok(Box::new(Domain { virsh: Virsh::take(address)?, name, settle_limit }))
 }
 
 /// A name that is no option of virsh and no part of an address.
@@ -99,13 +85,8 @@ impl Domain {
         ))
     }
 
-    async fn stop(&self) -> Result<()> {
-        attach::end(&self.target());
-        self.switch("destroy", State::Off).await
-    }
-
     async fn restart(&self) -> Result<()> {
-        self.stop().await?;
+        self.switch("destroy", State::Off).await?;
         self.start().await
     }
 
@@ -113,17 +94,7 @@ impl Domain {
         if self.power_state().await? == State::On {
             return Ok(());
         }
-        let definition = self.definition().await?;
-        let standing = self.wrong(xml::standing(&definition))?;
-        if let (Some(server), Some(standing)) = (&self.attach, &standing)
-            && self.wrong(xml::first_device(&definition))? == Some(BootDevice::Network)
-        {
-            let shape = self.wrong(xml::shape(standing))?;
-            self.define(standing).await?;
-            let (target, name, virsh) = (self.target(), self.name.clone(), self.virsh.clone());
-            attach::begin(attach::Job { target, name, virsh, server: server.clone(), shape });
-            return Ok(());
-        }
+        let standing = self.wrong(xml::standing(&self.definition().await?))?;
         self.switch("start", State::On).await?;
         if let Some(standing) = standing {
             self.define(&standing).await?;
@@ -191,7 +162,7 @@ impl PowerDriver for Domain {
     }
 
     fn off(&self) -> BoxFuture<'_, Result<Outcome>> {
-        Box::pin(async { self.gate().done(self.stop()).await })
+        Box::pin(async { self.gate().done(self.switch("destroy", State::Off)).await })
     }
 
     fn cycle(&self) -> BoxFuture<'_, Result<Outcome>> {

@@ -34,13 +34,8 @@ pub(crate) struct Site {
 impl Site {
     /// Builds a lab and starts its server. `fetch_seconds` limits each machine's network so that the image takes that long.
     pub(crate) fn new(machines: Vec<Spec>, settings: &str, fetch_seconds: Option<u64>) -> Site {
-        Site::of(from_environment("RACKSWARM_TEST_PROGRAM").unwrap(), machines, settings, fetch_seconds)
-    }
-
-    /// The same with a server program of the test's own.
-    pub(crate) fn of(executable: PathBuf, machines: Vec<Spec>, settings: &str, fetch_seconds: Option<u64>) -> Site {
         let setup = Setup {
-            executable,
+            executable: from_environment("RACKSWARM_TEST_PROGRAM").unwrap(),
             bootenv: from_environment("RACKSWARM_TEST_BOOTENV").unwrap(),
             parent: std::env::temp_dir(),
             machines,

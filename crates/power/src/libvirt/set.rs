@@ -19,7 +19,7 @@ use crate::{Address, Error, Outcome, PowerDriver, Result, State, program};
 pub(crate) const SET: Set = Set {
     scheme: "libvirt",
     help: "virtual machines of the libvirt on this host: folder=/path (needed to make machines: disks, and images in its images/) uri=URI \
-           bridge=NAME or network=NAME prefix=WORD type=kvm|qemu firmware=bios|uefi bus=virtio|sata call_seconds=1..120 attach=URL (of this controller: disks are raw and written from this host, without a network boot)",
+           bridge=NAME or network=NAME prefix=WORD type=kvm|qemu firmware=bios|uefi bus=virtio|sata call_seconds=1..120",
     example: "libvirt:?folder=/var/lib/rackswarm/libvirt&bridge=br0&type=kvm",
     limit: Duration::from_secs(1800),
     credentials: None,
@@ -39,7 +39,6 @@ struct Host {
     kind: &'static str,
     uefi: bool,
     bus: &'static str,
-    attach: Option<String>,
 }
 
 impl Host {
@@ -64,7 +63,6 @@ impl Host {
             prefix,
             kind: address.word("type", &[("kvm", "kvm"), ("qemu", "qemu")])?.unwrap_or("kvm"),
             uefi: address.word("firmware", &[("bios", false), ("uefi", true)])?.unwrap_or(false),
-            attach: super::controller_url(address)?,
             bus: address.word("bus", &[("virtio", "virtio"), ("sata", "sata")])?.unwrap_or("virtio"),
         })
     }
@@ -90,8 +88,7 @@ impl Host {
     }
 
     fn power_address(&self, name: &str) -> String {
-        let attach = self.attach.as_ref().map(|url| format!("&attach={url}")).unwrap_or_default();
-        format!("libvirt:{name}?uri={}{attach}", self.virsh.uri)
+        format!("libvirt:{name}?uri={}", self.virsh.uri)
     }
 
     async fn names(&self) -> Result<Vec<String>> {
@@ -173,10 +170,8 @@ impl Host {
     }
 
     async fn make(&self, name: &str, wish: &Wish, image: Option<&Path>, folder: &Path) -> Result<(About, State)> {
-        // An overlay of an image cannot be raw, and need not be: it has its system already.
-        let form = if self.attach.is_some() && image.is_none() { "raw" } else { "qcow2" };
-        let disk = folder.join(format!("{name}.{form}"));
-        self.make_disk(&disk, form, wish, image).await?;
+        let disk = folder.join(format!("{name}.qcow2"));
+        self.make_disk(&disk, wish, image).await?;
         let disk = disk.display().to_string();
         let definition = xml::definition(&New {
             kind: self.kind,
@@ -185,7 +180,6 @@ impl Host {
             memory_mib: wish.memory_mib,
             uefi: self.uefi,
             disk: &disk,
-            form,
             bus: self.bus,
             link: self.link.as_ref().map(|(how, name)| (*how, name.as_str())),
             mac: &mac_of(&self.virsh.uri, name),
@@ -199,7 +193,7 @@ impl Host {
 
     /// An overlay of the image, or an empty disk. A file that is there already belongs to no machine: an earlier asking
     /// broke off before its definition.
-    async fn make_disk(&self, disk: &Path, form: &str, wish: &Wish, image: Option<&Path>) -> Result<()> {
+    async fn make_disk(&self, disk: &Path, wish: &Wish, image: Option<&Path>) -> Result<()> {
         match std::fs::remove_file(disk) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::refused(&self.target(), format!("the disk {}: {error}", disk.display())));
@@ -207,7 +201,7 @@ impl Host {
             _ => {}
         }
         let mut bytes = u64::from(wish.disk_gib) << 30;
-        let mut words: Vec<String> = ["create", "-q", "-f", form].map(str::to_owned).into();
+        let mut words: Vec<String> = ["create", "-q", "-f", "qcow2"].map(str::to_owned).into();
         if let Some(image) = image {
             let (format, size) = self.image_shape(image).await?;
             bytes = bytes.max(size);

@@ -38,49 +38,6 @@ pub(super) fn about(xml: &str) -> Wrong<About> {
     })
 }
 
-/// What a machine is whose disk is written from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) uuid: String,
-    pub(super) mac: String,
-    pub(super) uefi: bool,
-    /// The file of its only disk, which is raw.
-    pub(super) disk: String,
-    /// The serial number that the machine sees.
-    pub(super) serial: String,
-}
-
-/// Reads it, and refuses what cannot be written from outside.
-pub(super) fn shape(xml: &str) -> Wrong<Shape> {
-    let document = parse(xml)?;
-    let root = document.root_element();
-    let about = about(xml)?;
-    let devices = child(root, "devices").ok_or("it has no <devices>")?;
-    let is_disk = |one: &Node<'_, '_>| one.has_tag_name("disk") && one.attribute("device").unwrap_or("disk") == "disk";
-    let disks: Vec<Node<'_, '_>> = devices.children().filter(is_disk).collect();
-    let [disk] = disks.as_slice() else {
-        return Err(format!("it has {} disks; only a machine with one is written from outside", disks.len()));
-    };
-    let attribute = |tag: &str, name: &str| child(*disk, tag).and_then(|one| one.attribute(name)).map(str::to_owned);
-    let file = attribute("source", "file").ok_or("its disk is no file, so it cannot be written from outside")?;
-    let form = attribute("driver", "type").unwrap_or_else(|| "raw".to_owned());
-    if form != "raw" {
-        return Err(format!(
-            "its disk {file} is {form}, and only raw ones are written from outside; a set with `attach=` makes such"
-        ));
-    }
-    let serial = child_text(*disk, "serial");
-    if serial.is_empty() {
-        return Err(
-            "its disk has no <serial>, by which its system proves where it runs from; `virsh edit` adds one".into()
-        );
-    }
-    let os = child(root, "os");
-    let uefi = os.is_some_and(|os| os.attribute("firmware") == Some("efi") || child(os, "loader").is_some());
-    let mac = about.macs.into_iter().next().ok_or("it has no network interface, so its system could not report")?;
-    Ok(Shape { uuid: about.uuid, mac, uefi, disk: file, serial })
-}
-
 /// The definition with its standing order put back; `None` when no order for one start is in it.
 pub(super) fn standing(xml: &str) -> Wrong<Option<String>> {
     let document = parse(xml)?;
@@ -172,8 +129,6 @@ pub(super) struct New<'a> {
     pub(super) memory_mib: u32,
     pub(super) uefi: bool,
     pub(super) disk: &'a str,
-    /// `qcow2` or `raw`.
-    pub(super) form: &'a str,
     pub(super) bus: &'a str,
     /// `bridge` or `network`, and its name; without one it has no card.
     pub(super) link: Option<(&'a str, &'a str)>,
@@ -202,7 +157,7 @@ pub(super) fn definition(new: &New<'_>) -> String {
          <os{firmware}><type arch='x86_64' machine='{machine}'>hvm</type><boot dev='hd'/><boot dev='network'/></os>\
          <features><acpi/></features>\
          <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>\
-         <devices><disk type='file' device='disk'><driver name='qemu' type='{form}' discard='unmap'/>\
+         <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
          <source file='{disk}'/><target dev='{target}' bus='{bus}'/><serial>{serial}</serial></disk>{card}\
          <serial type='pty'><target port='0'/></serial></devices></domain>",
         kind = quoted(new.kind),
@@ -211,7 +166,6 @@ pub(super) fn definition(new: &New<'_>) -> String {
         memory = new.memory_mib,
         cpus = new.cpus,
         disk = quoted(new.disk),
-        form = new.form,
         target = if new.bus == "virtio" { "vda" } else { "sda" },
         bus = quoted(new.bus),
         serial = quoted(&serial),
@@ -348,33 +302,6 @@ mod tests {
         <interface type='network'><mac address='52:54:00:aa:00:01'/></interface></devices></domain>";
 
     #[test]
-    fn only_a_machine_with_one_raw_disk_is_written_from_outside() {
-        let new = |form: &'static str| {
-            definition(&New {
-                kind: "qemu",
-                name: "web1",
-                cpus: 1,
-                memory_mib: 64,
-                uefi: true,
-                disk: "/disks/web1.raw",
-                form,
-                bus: "virtio",
-                link: Some(("bridge", "br0")),
-                mac: "52:54:00:00:00:01",
-                token: "web",
-            })
-        };
-        let found = shape(&new("raw")).unwrap();
-        assert_eq!((found.disk.as_str(), found.serial.as_str(), found.uefi), ("/disks/web1.raw", "web1", true));
-        assert_eq!(found.mac, "52:54:00:00:00:01");
-        assert!(shape(&new("qcow2")).unwrap_err().contains("is qcow2"));
-        let unnamed = new("raw").replace("<serial>web1</serial>", "");
-        assert!(shape(&unnamed).unwrap_err().contains("<serial>"));
-        let two = new("raw").replace("<disk type", "<disk type='file'/><disk type");
-        assert!(shape(&two).unwrap_err().contains("2 disks"));
-    }
-
-    #[test]
     fn an_order_for_one_start_and_back_leaves_everything_else() {
         for xml in [OS, DEVICES] {
             assert_eq!(standing(xml).unwrap(), None);
@@ -410,7 +337,6 @@ mod tests {
             memory_mib: 512,
             uefi: true,
             disk: "/var/lib/x'y.qcow2",
-            form: "qcow2",
             bus: "virtio",
             link: Some(("bridge", "br0")),
             mac: "52:54:00:00:00:01",
