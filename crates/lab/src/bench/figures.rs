@@ -38,6 +38,8 @@ const UPLINK_LINKS: u64 = 10;
 /// 1 Gbit/s, but never less than these 5 s.
 const LINGER_SHARE: f64 = 1.0 / 7.0;
 const LINGER_LEAST: f64 = 5.0;
+/// Looks at the ports in the time that the image takes over one link, where that is not more than one a second.
+const LOOKS: f64 = 150.0;
 /// What was replaced in namespaces.
 const REPLACED: &str = "Namespaces: the server, its tracker and the agents are the real programs; power, firmware, loader, kernel and \
                         the reboot are replaced (the bench reads the boot script and starts the agent with what the kernel line would say, \
@@ -96,6 +98,8 @@ pub struct Setting<'a> {
     pub others_give_way: bool,
     /// How long to wait for an idle machine.
     pub patience: Duration,
+    /// Without the simulation beside it, which takes longer than the run itself.
+    pub alone: bool,
     /// Asked to end?
     pub stop: &'a Stop,
 }
@@ -228,7 +232,6 @@ pub fn run(load: &Load, setting: &Setting<'_>) -> (Figures, Vec<File>) {
 }
 
 fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
-    let (virtuals, mut files) = virtually::run(load.nodes, setting)?;
     let source = setting.parent.join("figures.raw");
     content::write(&source, load.bytes, Content::Random)?;
     let fabric = Fabric::build(load.plan()?)?;
@@ -243,7 +246,8 @@ fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
     let watch = Watch::begin(hall.pids());
     let begun = Instant::now();
     let id = hall.deploy()?;
-    let traffic = Traffic::watch(&fabric, begun, || hall.attend(id, load.limit()))?;
+    let step = Duration::from_secs_f64((load.once() / LOOKS).clamp(0.1, 1.0));
+    let traffic = Traffic::watch(&fabric, begun, step, || hall.attend(id, load.limit()))?;
     let cores = watch.end(hall.pids(), setting.others_give_way);
     let after = fabric.counters()?;
     let report = hall.report(id)?;
@@ -266,6 +270,10 @@ fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
     let rack_images =
         (0..load.racks).filter(|_| load.racks > 1).map(|rack| images(after.into_rack_since(&before, rack)));
     let plan = fabric.plan();
+    let (virtuals, mut files) = match setting.alone {
+        true => (Vec::new(), Vec::new()),
+        false => virtually::run(load.nodes, setting)?,
+    };
     let mut figures = Figures {
         ok: true,
         noisy: cores.noisy,
@@ -436,6 +444,9 @@ pub fn page(run: &Figures) -> String {
         run.gives_from_percent
     );
     text += "![Figure 8](fig8.svg)\n![Figure 9](fig9.svg)\n![Figure 10](fig10.svg)\n\n";
+    if run.simulated.is_empty() {
+        return text + "The simulation beside it was left out (`--alone`).\n";
+    }
     text + &virtually::page(&run.simulated)
 }
 

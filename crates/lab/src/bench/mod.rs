@@ -111,7 +111,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let origin = Origin::find(options.command.clone(), &options.program, options.nice);
     let version = egress::version(&program);
     let folder = scratch.path().to_owned();
-    let mut bench = Bench { options, stop, folder, program, origin, version, session: Session::default(), files: Vec::new() };
+    let mut bench =
+        Bench { options, stop, folder, program, origin, version, session: Session::default(), files: Vec::new() };
     let mut jobs: Vec<Job> = Vec::new();
     for job in rows.iter().flat_map(|row| &row.jobs) {
         if !jobs.iter().any(|known| known.name() == job.name()) {
@@ -262,9 +263,10 @@ impl Bench<'_> {
 
     /// Runs once however many runs are asked for: one run is what the figures show.
     fn figures(&mut self, job: &str, load: &figures::Load) -> Result<()> {
-        let agent = self.options.agent.as_deref().context(
-            "row fig8 needs the agent: `cargo xtask bench fig8` builds it; or name one with --agent FILE",
-        )?;
+        let agent =
+            self.options.agent.as_deref().context(
+                "row fig8 needs the agent: `cargo xtask bench fig8` builds it; or name one with --agent FILE",
+            )?;
         ensure!(agent.is_file(), "there is no agent {}", agent.display());
         self.need_room(load.bytes * (load.nodes as u64 + 4), job)?;
         let copy = self.folder.join("rackswarm-agent");
@@ -276,6 +278,7 @@ impl Bench<'_> {
             parent: &self.folder,
             others_give_way: self.options.nice < 0,
             patience: self.options.patience,
+            alone: self.options.alone,
             stop: &self.stop,
         };
         let (figures, files) = figures::run(load, &setting);
@@ -404,7 +407,9 @@ impl Bench<'_> {
     }
 
     fn has_every_run(&self, row: &Row) -> bool {
-        let runs = |job: &Job| if matches!(job, Job::Scenario(_, Times::Once) | Job::Figures(_)) { 1 } else { self.options.runs };
+        let runs = |job: &Job| {
+            if matches!(job, Job::Scenario(_, Times::Once) | Job::Figures(_)) { 1 } else { self.options.runs }
+        };
         row.jobs.iter().all(|job| self.session.of_job(&job.name()).all(|(_, records)| records.len() >= runs(job)))
     }
 }

@@ -10,11 +10,9 @@ use super::super::fabric::{Counters, Fabric};
 use super::super::machine::Times;
 use super::Installed;
 
-/// Between two looks.
-const STEP: Duration = Duration::from_secs(1);
 const GLANCE: Duration = Duration::from_millis(50);
-/// Looks that the idle share is taken over where it is least.
-const WINDOW: usize = 10;
+/// Seconds that the idle share is taken over where it is least.
+const WINDOW: f64 = 10.0;
 /// A node gives once it has sent a block beside its acknowledgements and messages.
 const BLOCK: u64 = 16_384;
 
@@ -33,11 +31,16 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// Does the work while the ports are looked at.
-    pub(super) fn watch(fabric: &Fabric, begun: Instant, work: impl FnOnce() -> Result<()>) -> Result<Traffic> {
+    /// Does the work while the ports are looked at, a look each `step`.
+    pub(super) fn watch(
+        fabric: &Fabric,
+        begun: Instant,
+        step: Duration,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<Traffic> {
         let done = AtomicBool::new(false);
         let looks = std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| look_until(fabric, begun, &done));
+            let watcher = scope.spawn(|| look_until(fabric, begun, step, &done));
             let outcome = work();
             done.store(true, Ordering::Relaxed);
             let looks = watcher.join().unwrap_or_else(|_| Err(anyhow!("the look at the ports panicked")));
@@ -62,9 +65,11 @@ impl Traffic {
 
     /// Share of the cores that nobody used in the busiest stretch.
     pub(super) fn idle_least(&self) -> f64 {
-        let window = WINDOW.min(self.looks.len().saturating_sub(1));
-        let shares = self.looks.windows(window + 1).filter(|_| window > 0);
-        shares.map(|looks| looks[window].times.since(&looks[0].times).free_share()).fold(1.0, f64::min)
+        let share = |first: usize| {
+            let last = self.looks[first..].iter().find(|look| look.at - self.looks[first].at >= WINDOW)?;
+            Some(last.times.since(&self.looks[first].times).free_share())
+        };
+        (0..self.looks.len()).filter_map(share).fold(1.0, f64::min)
     }
 
     /// One node against the share of an image of so many bytes that it has received.
@@ -98,12 +103,12 @@ impl Traffic {
     }
 }
 
-fn look_until(fabric: &Fabric, begun: Instant, done: &AtomicBool) -> Result<Vec<Look>> {
+fn look_until(fabric: &Fabric, begun: Instant, step: Duration, done: &AtomicBool) -> Result<Vec<Look>> {
     let mut looks = Vec::new();
     let mut due = begun;
     while !done.load(Ordering::Relaxed) {
         if Instant::now() >= due {
-            due += STEP;
+            due += step;
             let counters = fabric.ports()?;
             looks.push(Look { at: begun.elapsed().as_secs_f64(), counters, times: Times::now() });
         }
