@@ -223,6 +223,8 @@ fn agent(server: &Server, token: String, disk: &Path) -> Result<(), Error> {
         token: Token(token),
         mac: Some(MAC.parse().unwrap()),
         post: false,
+        listen: std::time::Duration::ZERO,
+        check: false,
     };
     on(agent::run::run(options, &Watchdog::default()))
 }
