@@ -225,7 +225,7 @@ async fn all(load: &Load, setting: &Setting<'_>, folder: &Path) -> Result<Enrolm
     ensure!(running == load.nodes, "only {running} of {} nodes run in the end", load.nodes);
     let clocks = crowd.clocks();
     told.assigned_to_power = Spread::of(crowd.waits(&operator).await?);
-    told.read(clocks, load);
+    told.read(clocks);
     told.resident_peak = controller.resident_peak();
     told.database_bytes = controller.database_bytes();
     let used = watch.end([controller.pid()], setting.others_give_way);
@@ -236,7 +236,7 @@ async fn all(load: &Load, setting: &Setting<'_>, folder: &Path) -> Result<Enrolm
 }
 
 impl Enrolment {
-    fn read(&mut self, clocks: &Clocks, load: &Load) {
+    fn read(&mut self, clocks: &Clocks) {
         let of = |phase, call| Spread::of(clocks.times(phase, call));
         self.enrol_call = of(Phase::Enrol, Call::Boot);
         self.power_to_orders = of(Phase::Deploy, Call::Orders);
@@ -248,7 +248,6 @@ impl Enrolment {
         let together = clocks.length(Phase::AllFetch).as_secs_f64();
         self.reports_per_second = self.report.count as f64 / together.max(0.001);
         self.repeated = clocks.repeated();
-        debug_assert!(self.nodes == load.nodes);
     }
 }
 
