@@ -19,10 +19,11 @@ rackswarm-agent: writes this machine's image, and watches over the written syste
       Provisions this machine as its kernel line says (rackswarm.server=URL
       rackswarm.token=T rackswarm.mac=MAC). Only in the boot environment.
   rackswarm-agent run --server URL --token T [--mac MAC] [--listen ADDRESS:PORT]
-                      (--disk FILE | --disks FILE.json) [--no-post]
+                      (--disk FILE | --disks FILE.json) [--no-post] [--booted FILE]
       Provisions into files on a system that runs, for trials. --disk takes a
       file for a disk and may be repeated; --disks reads a list of disks with
-      all their facts. --no-post leaves the written image as it is.
+      all their facts. --no-post leaves the written image as it is. --booted
+      writes what the booted system would prove itself with.
   rackswarm-agent --version | --help
 
 Started as process 1 it does the same as `run`, and restarts the machine at the end.
@@ -63,6 +64,8 @@ pub struct Trial {
     pub disk_list: Option<PathBuf>,
     /// Whether post actions run.
     pub post: bool,
+    /// Where to write what the booted system would read.
+    pub booted: Option<PathBuf>,
 }
 
 /// Understands a command line without the program's name.
@@ -105,6 +108,7 @@ fn run(words: impl Iterator<Item = String>) -> Result<Mode, Error> {
         disk_files: Vec::new(),
         disk_list: None,
         post: true,
+        booted: None,
     };
     while let Some(word) = words.next() {
         let mut take = || value(&word, words.next());
@@ -116,6 +120,7 @@ fn run(words: impl Iterator<Item = String>) -> Result<Mode, Error> {
             "--disk" => trial.disk_files.push(take()?.into()),
             "--disks" => trial.disk_list = Some(take()?.into()),
             "--no-post" => trial.post = false,
+            "--booted" => trial.booted = Some(take()?.into()),
             _ => return Err(unknown(&word)),
         }
     }
@@ -161,7 +166,11 @@ mod tests {
             panic!("a trial")
         };
         assert_eq!(trial.disk_files, [PathBuf::from("a"), PathBuf::from("b")]);
-        assert!(trial.post && trial.mac.is_some());
+        assert!(trial.post && trial.mac.is_some() && trial.booted.is_none());
+        let Mode::Trial(trial) = of("run --server http://h --token t --disk a --no-post --booted b").unwrap() else {
+            panic!("a trial")
+        };
+        assert!(!trial.post && trial.booted == Some("b".into()));
     }
 
     #[test]

@@ -77,6 +77,7 @@ fn provision_files(trial: Trial) -> Result<(), Error> {
         post: trial.post,
         listen: Duration::ZERO,
         check: false,
+        booted: trial.booted,
     };
     provision(options, &Watchdog::default())
 }

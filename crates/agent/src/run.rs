@@ -2,13 +2,15 @@
 
 mod wipe;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::agent::{Assignment, CaptureOrder, Orders, Register, ReportKind, Token};
+use api::agent::{Assignment, CaptureOrder, DeployedConfig, Orders, Register, ReportKind, Token};
 use api::client::{Client, ClientError};
 use fleet::discovery::Card;
 use fleet::disk::{Disk, Purpose, Size, choose};
@@ -68,6 +70,8 @@ pub struct Options {
     pub listen: Duration,
     /// Whether the hardware is checked before that.
     pub check: bool,
+    /// Where to write what the booted system would prove itself with; for trials, in which nothing boots.
+    pub booted: Option<PathBuf>,
 }
 
 /// Where the agent runs.
@@ -93,7 +97,7 @@ impl Options {
         let line = KernelLine::parse(line)?;
         let listen = Duration::from_secs(line.listen_seconds.into());
         let (server, token, mac, check) = (line.server, line.token, line.mac, line.check);
-        Ok(Self { place: Place::BootEnvironment, server, token, mac, post: true, listen, check })
+        Ok(Self { place: Place::BootEnvironment, server, token, mac, post: true, booted: None, listen, check })
     }
 }
 
@@ -318,6 +322,9 @@ impl Life<'_, Assignment> {
         if self.options.post {
             self.post(disk).await?;
         }
+        if let Some(file) = &self.options.booted {
+            self.write_booted(file)?;
+        }
         let cards = self.ground.cards(Duration::ZERO).await;
         if cards.iter().any(|card| card.switch.is_some()) {
             self.tell(ReportKind::SwitchesHeard { cards }).await?;
@@ -384,6 +391,16 @@ impl Life<'_, Assignment> {
             })
         });
         Ok(done.await??)
+    }
+
+    /// Readable by its owner only: the node's token is in it.
+    fn write_booted(&self, file: &Path) -> Result<(), Error> {
+        let config = DeployedConfig::of(&self.assignment);
+        let text = serde_json::to_vec_pretty(&config).map_err(|error| Error::Defect(error.to_string()))?;
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).write(true).truncate(true).mode(0o600);
+        let written = options.open(file).and_then(|mut open| open.write_all(&text));
+        written.map_err(Error::io("write", file))
     }
 
     async fn post(&self, disk: &Disk) -> Result<(), Error> {

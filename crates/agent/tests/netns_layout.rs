@@ -88,7 +88,10 @@ kind = "swap"
     );
     let plan = plan(&layout, &[disk.target()], true).unwrap();
     for _ in 0..2 {
-        build(&plan, &[disk.device.clone()], &|_| None, &Stop::default(), &|_| {}).unwrap().close().unwrap();
+        build(&plan, std::slice::from_ref(&disk.device), &|_| None, &Stop::default(), &|_| {})
+            .unwrap()
+            .close()
+            .unwrap();
     }
     let listed = text("lsblk", &["--noheadings", "--raw", "--output", "NAME", &disk.device]);
     assert_eq!(listed.lines().count(), 5, "{listed}");
@@ -118,12 +121,12 @@ label = "root"
 "#,
     );
     let mut plan = plan(&mbr, &[disk.target()], false).unwrap();
-    build(&plan, &[disk.device.clone()], &|_| None, &Stop::default(), &|_| {}).unwrap().close().unwrap();
+    build(&plan, std::slice::from_ref(&disk.device), &|_| None, &Stop::default(), &|_| {}).unwrap().close().unwrap();
     let table = text("sfdisk", &["--dump", &disk.device]);
     assert!(table.contains("label: dos") && table.contains("type=83, bootable"), "{table}");
     // A tool that says yes and does nothing.
     plan.steps.retain(|step| step.program != "mkfs.xfs");
-    let error = build(&plan, &[disk.device.clone()], &|_| None, &Stop::default(), &|_| {}).unwrap_err();
+    let error = build(&plan, std::slice::from_ref(&disk.device), &|_| None, &Stop::default(), &|_| {}).unwrap_err();
     assert!(error.to_string().contains("content nothing, not xfs"), "{error}");
 }
 

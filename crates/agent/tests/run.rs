@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::atomic::Ordering;
 
@@ -225,12 +226,20 @@ async fn the_program_takes_a_list_of_disks_and_says_how_it_ended() {
     assert!(String::from_utf8(version.stdout).unwrap().starts_with("rackswarm-agent "));
     assert_eq!(program(&["walk"]).await.status.code(), Some(2));
 
-    let run = ["run", "--server", &controller.url, "--token", "t", "--listen", "127.0.0.1:0", "--no-post", "--disks"];
+    let booted = bench.path().join("booted.json");
+    let run = ["run", "--server", &controller.url, "--token", "t", "--listen", "127.0.0.1:0", "--no-post"];
+    let run = [&run[..], &["--booted", booted.to_str().unwrap(), "--disks"]].concat();
     let ended = program(&[&run[..], &[list.to_str().unwrap()]].concat()).await;
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(ended.status.success(), "{said}");
     assert!(said.lines().all(|line| line.starts_with("rackswarm: ")), "{said}");
     assert_eq!(fs::read(&target).unwrap(), content);
+    let deployed = agent::monitor::read_config(&booted).unwrap();
+    assert_eq!(
+        (deployed.node_token.0.as_str(), deployed.digest),
+        ("node-token", bench.image.manifest.digest().unwrap())
+    );
+    assert_eq!(fs::metadata(&booted).unwrap().permissions().mode() & 0o777, 0o600);
 
     controller.assignment.lock().unwrap().disk.serial = Some("S2".into());
     let ended = program(&[&run[..], &[list.to_str().unwrap()]].concat()).await;

@@ -293,3 +293,20 @@ pub struct DeployedConfig {
     /// Process names to watch.
     pub watch_processes: Vec<String>,
 }
+
+impl DeployedConfig {
+    /// What the system needs that this assignment writes.
+    #[must_use]
+    pub fn of(assignment: &Assignment) -> Self {
+        let plan = &assignment.post;
+        Self {
+            node: assignment.node.clone(),
+            controller_url: plan.controller_url.clone(),
+            node_token: plan.node_token.clone(),
+            digest: assignment.digest,
+            attempt: assignment.attempt,
+            heartbeat_seconds: plan.heartbeat_seconds,
+            watch_processes: plan.watch_processes.clone(),
+        }
+    }
+}

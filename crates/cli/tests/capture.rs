@@ -225,6 +225,7 @@ fn agent(server: &Server, token: String, disk: &Path) -> Result<(), Error> {
         post: false,
         listen: std::time::Duration::ZERO,
         check: false,
+        booted: None,
     };
     on(agent::run::run(options, &Watchdog::default()))
 }

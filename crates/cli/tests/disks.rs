@@ -43,6 +43,7 @@ fn agent(server: &Server, token: String, disks: &[Disk]) -> Result<(), Error> {
         post: false,
         listen: Duration::ZERO,
         check: false,
+        booted: None,
     };
     on(agent::run::run(options, &Watchdog::default()))
 }

@@ -64,7 +64,7 @@ impl Machine<'_> {
         };
         match on(agent.register(&register)).unwrap() {
             Orders::Install(assignment) => (agent, *assignment),
-            Orders::Capture(order) => panic!("{order:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -117,8 +117,7 @@ pub fn sight(keeper: &Keeper, mac: Mac, firmware: Option<Firmware>, uuid: Option
 pub fn is_welcome(keeper: &Keeper, mac: Mac) -> bool {
     let welcome = keeper.read(|state| {
         let snapshot = state.snapshot();
-        snapshot.macs.contains_key(&mac)
-            || snapshot.strangers.len() < STRANGERS
+        snapshot.macs.contains_key(&mac) || snapshot.strangers.len() < STRANGERS
     });
     if !welcome {
         tracing::warn!(%mac, "passed over: {STRANGERS} machines wait for approval already; approve or remove some");

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use api::client::ClientError;
 use api::operator::{
-    AcquireRequest, GiveBackRequest, NewDeployment, NewSet, NodeSettings, PowerAction, PowerOutcome, PowerRequest, PowerResult, RackSettings, SetView,
-    SyncOptions, SyncReport,
+    AcquireRequest, GiveBackRequest, NewDeployment, NewSet, NodeSettings, PowerAction, PowerOutcome, PowerRequest,
+    PowerResult, RackSettings, SetView, SyncOptions, SyncReport,
 };
-use common::{Server, config, eventually, content, fake, mac, status};
+use common::{Server, config, content, eventually, fake, mac, status};
 use fleet::life::Stage;
 use fleet::node::Power;
 use fleet::set::What;
@@ -154,7 +154,10 @@ async fn machines_are_made_taken_in_and_given_back_by_their_nodes() {
     let made = operator.acquire(&cloud, &wish(2)).await.unwrap();
     assert_eq!(words(&made).iter().filter(|(_, what)| *what == What::Added).count(), 2, "{made:?}");
     // The same wish again makes nothing; a larger one only what is missing.
-    assert_eq!(words(&operator.acquire(&cloud, &wish(2)).await.unwrap()).iter().filter(|(_, w)| *w == What::Added).count(), 0);
+    assert_eq!(
+        words(&operator.acquire(&cloud, &wish(2)).await.unwrap()).iter().filter(|(_, w)| *w == What::Added).count(),
+        0
+    );
     let more = operator.acquire(&cloud, &wish(3)).await.unwrap();
     assert_eq!(more.rows.len(), 3, "{more:?}");
 

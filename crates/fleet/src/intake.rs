@@ -189,17 +189,13 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
         Event::Inventoried { node, attempt, uuid, inventory, text } => {
             inventoried(snapshot, policy, now, node, *attempt, *uuid, inventory, text)
         }
-        Event::SwitchesHeard { node, attempt, cards } => {
-            switches_heard(snapshot, policy, now, node, *attempt, cards)
-        }
+        Event::SwitchesHeard { node, attempt, cards } => switches_heard(snapshot, policy, now, node, *attempt, cards),
         Event::Capture { node, order } => capture::capture(snapshot, now, node, order),
         Event::CaptureStarted { node, attempt, text } => capture::started(snapshot, now, node, *attempt, text),
         Event::Captured { node, attempt, text } => capture::done(snapshot, now, node, *attempt, text),
         Event::Wipe { node, order } => wipe::wipe(snapshot, now, node, order),
         Event::WipeStarted { node, attempt, text } => wipe::started(snapshot, now, node, *attempt, text),
-        Event::DiskWiped { node, attempt, certificate } => {
-            wipe::certified(snapshot, now, node, *attempt, certificate)
-        }
+        Event::DiskWiped { node, attempt, certificate } => wipe::certified(snapshot, now, node, *attempt, certificate),
         Event::Wiped { node, attempt, text } => wipe::done(snapshot, now, node, *attempt, text),
         Event::FetchStarted { node, attempt, disk, text } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;

@@ -126,13 +126,7 @@ pub fn preview(
     })
 }
 
-fn of_node(
-    snapshot: &Snapshot,
-    drivers: Drivers<'_>,
-    node: &Node,
-    image_bytes: u64,
-    rollout: &Rollout,
-) -> NodePreview {
+fn of_node(snapshot: &Snapshot, drivers: Drivers<'_>, node: &Node, image_bytes: u64, rollout: &Rollout) -> NodePreview {
     let free = check_free(snapshot, &node.name).and_then(|()| check_hardware(snapshot, &node.name, rollout));
     let refused = match free {
         Err(refused) => Some(refused.to_string()),

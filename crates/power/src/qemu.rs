@@ -142,9 +142,9 @@ impl Qemu {
     }
 
     async fn restore_order(&self, machine: &Machine) -> Result<()> {
-        qmp::set_boot_index(&machine.qmp_socket(), command::CARD, command::standing_card_index(machine)).await.map_err(|error| {
-            Error::transient(&self.target(), format!("the standing boot order could not be restored: {error}"))
-        })
+        qmp::set_boot_index(&machine.qmp_socket(), command::CARD, command::standing_card_index(machine)).await.map_err(
+            |error| Error::transient(&self.target(), format!("the standing boot order could not be restored: {error}")),
+        )
     }
 
     async fn stop(&self, machine: &Machine) -> Result<()> {

@@ -113,7 +113,7 @@ fn status(told: &str) -> Result<Option<u64>, String> {
     match value("(SSTAT)").ok_or_else(unclear)? & 0b111 {
         // Completed; completed without deallocation.
         1 | 4 => Ok(None),
-        2 => Ok(Some(value("(SPROG)").unwrap_or(0) * 1000 >> 16)),
+        2 => Ok(Some((value("(SPROG)").unwrap_or(0) * 1000) >> 16)),
         _ => Err(unclear()),
     }
 }

@@ -346,6 +346,7 @@ pub fn options(controller: &Controller, disks: Vec<Disk>, post: bool) -> Options
         post,
         listen: std::time::Duration::ZERO,
         check: false,
+        booted: None,
     }
 }
 

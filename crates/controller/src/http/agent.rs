@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use api::agent::{Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind, WipeOrder};
+use api::agent::{
+    Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind, WipeOrder,
+};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;

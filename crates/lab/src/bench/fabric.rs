@@ -275,7 +275,9 @@ impl Fabric {
         }
     }
 
-    fn namespace(&self, place: Place) -> String {
+    /// The name of a place's namespace, as `ip netns` knows it.
+    #[must_use]
+    pub fn namespace(&self, place: Place) -> String {
         match place {
             Place::Server => format!("{}-srv", self.name),
             Place::Node(node) => format!("{}-n{node:03}", self.name),

@@ -51,6 +51,8 @@ pub(super) struct Hall<'a> {
     runtime: Runtime,
     client: Client,
     machines: Vec<Machine>,
+    /// The calling thread is in the server's namespace.
+    is_at_the_server: bool,
 }
 
 impl<'a> Hall<'a> {
@@ -73,7 +75,7 @@ impl<'a> Hall<'a> {
         let client = Client::new(&format!("http://{SERVER}:{HTTP}"), token)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let machines = vec![Machine::Off; load.nodes];
-        Ok(Hall { stage, agent: agent.to_owned(), runtime, client, machines })
+        Ok(Hall { stage, agent: agent.to_owned(), runtime, client, machines, is_at_the_server: false })
     }
 
     /// Tells the server of racks and nodes and gives it the image; how large its pieces are.
@@ -106,8 +108,17 @@ impl<'a> Hall<'a> {
         Ok(self.ask(self.client.deploy(&new))?.id)
     }
 
-    /// Is firmware, kernel and reboot of all machines until every one is proved.
+    /// Is firmware, kernel and reboot of all machines until every one is proved. It asks the server very often, so it
+    /// works in the server's namespace from the beginning to the end.
     pub(super) fn attend(&mut self, id: DeploymentId, limit: Duration) -> Result<()> {
+        let fabric = self.stage.fabric;
+        self.is_at_the_server = true;
+        let outcome = fabric.inside(Place::Server, || self.attend_there(id, limit));
+        self.is_at_the_server = false;
+        outcome
+    }
+
+    fn attend_there(&mut self, id: DeploymentId, limit: Duration) -> Result<()> {
         let begun = Instant::now();
         let (mut looked, mut sampled) = (begun, begun);
         loop {
@@ -186,7 +197,7 @@ impl<'a> Hall<'a> {
         let mut agent = line![self.agent.display(), "run", "--server", server, "--token", token, "--mac", mac];
         agent.extend(line!["--listen", listen, "--disk", disk.display(), "--no-post"]);
         agent.extend(line!["--booted", self.booted(node).display()]);
-        self.stage.start(Place::Node(node), &agent)
+        self.stage.start_by_itself(Place::Node(node), &agent)
     }
 
     fn has_ended(&mut self, node: usize) -> Result<bool> {
@@ -233,7 +244,10 @@ impl<'a> Hall<'a> {
 
     /// Asks the server as a program on its own machine does, so that no link of the fabric carries it.
     fn ask<T: Send>(&self, request: impl Future<Output = Result<T, ClientError>> + Send) -> Result<T> {
-        self.stage.fabric.inside(Place::Server, || Ok(self.runtime.block_on(request)?))
+        match self.is_at_the_server {
+            true => Ok(self.runtime.block_on(request)?),
+            false => self.stage.fabric.inside(Place::Server, || Ok(self.runtime.block_on(request)?)),
+        }
     }
 }
 
