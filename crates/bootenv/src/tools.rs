@@ -121,7 +121,8 @@ impl Sources<'_> {
             }
         }
         let mut candidates = self.get(owner)?.record.depends;
-        candidates.retain(|package| package.starts_with("lib") && !self.unpacked.contains_key(package));
+        // `zlib1g` has one too.
+        candidates.retain(|package| package.contains("lib") && !self.unpacked.contains_key(package));
         candidates.sort_by_key(|package| (!plain(package).starts_with(&stem(name)), package.clone()));
         for package in candidates {
             let unpacked = packages::unpack(self.cache, &packages::lookup(self.cache, &package)?, self.progress)?;

@@ -70,8 +70,7 @@ fn the_generic_kernel_brings_drivers_for_metal() {
     assert_eq!(entries["init"].mode, 0o100_755);
     assert_eq!((entries["dev/console"].mode, entries["dev/null"].mode), (0o020_600, 0o020_666));
     assert_eq!(entries["etc/udhcpc/default.script"].mode, 0o100_755);
-    for applet in ["sh", "ip", "udhcpc", "mount", "modprobe", "blockdev", "dmesg", "reboot", "poweroff", "switch_root"]
-    {
+    for applet in ["sh", "ip", "udhcpc", "mount", "modprobe", "dmesg", "reboot", "poweroff", "switch_root"] {
         assert_eq!(entries[&format!("bin/{applet}")].target.as_deref(), Some("busybox"), "{applet}");
     }
     let modules = entries.keys().filter(|path| path.ends_with(".ko")).count();

@@ -91,8 +91,6 @@ pub struct Engine {
     later_news: News,
     /// When what was coming ended, or we asked whoever we could.
     hungry_since: Time,
-    /// How often in a row we starved.
-    starved: u32,
     next_exchange: Time,
     fresh: Vec<Run>,
 }
@@ -155,7 +153,6 @@ impl Engine {
             news: News::none(),
             later_news: News::none(),
             hungry_since: Time::ZERO,
-            starved: 0,
             next_exchange: Time::MAX,
             fresh: Vec::new(),
             have,

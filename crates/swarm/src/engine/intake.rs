@@ -139,7 +139,6 @@ impl Engine {
         }
         let took = self.now - link.asked_at;
         link.asked_at = self.now;
-        self.starved = 0;
         self.piece_time = if self.piece_time.is_zero() { took } else { self.piece_time / 4 * 3 + took / 4 };
         self.flows_changed();
     }

@@ -26,11 +26,6 @@ const DRAWN: usize = 3;
 /// Pieces asked of one mate at once when there are few mates.
 const MOST_OF_ONE: usize = 4;
 
-/// Who starves asks a seed that chooses by itself only after so many rounds.
-/// What it sends twice nobody gets once: if all ask it as soon as they starve, it
-/// has nothing new for any of them, and all starve again.
-const ROUNDS_WITHOUT_SEEDS: u32 = 3;
-
 impl Engine {
     /// Something that was asked came, or will not come: asks for more.
     pub(super) fn pull(&mut self, out: &mut Vec<Output>) {
@@ -159,7 +154,6 @@ impl Engine {
         }
         // However it went, look again after as long.
         self.hungry_since = self.now;
-        self.starved = self.starved.saturating_add(1);
     }
 
     /// A piece to ask for, and whom: the rarest that a rack mate has, else,
@@ -181,11 +175,7 @@ impl Engine {
     fn forage_far(&mut self) -> Option<(Peer, u32)> {
         let (idle, racks, mine) = (self.picker.idle_words(), &self.racks, self.racks.mine);
         let missing = |at: usize| idle[at] & !racks.seen_word(mine, at);
-        let spares_seeds = self.starved < ROUNDS_WITHOUT_SEEDS && !self.everybody_offers;
-        let far = |link: &&Link| {
-            let chooses = link.offers && spares_seeds;
-            self.may_ask(link) && !self.is_near(link) && link.outstanding.is_empty() && !chooses
-        };
+        let far = |link: &&Link| self.may_ask(link) && !self.is_near(link) && link.outstanding.is_empty();
         let has = |piece: u32| self.links.iter().filter(far).find(|link| link.has.contains(piece));
         let mut chance = self.chance.clone();
         let mut candidates = rotated(self.shape.pieces(), &mut chance, missing);
