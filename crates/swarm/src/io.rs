@@ -113,7 +113,8 @@ pub enum Input {
     /// it has seen whether this step says `Keep`.
     Arrived(Peer, Block),
     /// This part of a range given by `Send` has been handed to the network.
-    /// The parts of a range come in order.
+    /// The parts of a range come in order. The connection may be gone by now;
+    /// the bytes are counted all the same.
     Sent(Peer, Block),
     /// The answer to `Verify`.
     Verified(u32, Verdict),
@@ -136,8 +137,9 @@ pub enum Output {
     /// name, the listening port, the size of the metadata and compression.
     Say(Peer, Message),
     /// Read this range of one piece from storage and send it, cut into `piece`
-    /// messages; answer with `Sent` for each part that the socket has taken. The order of service is decided here, so a driver
-    /// keeps what is unsent in its sockets short (`TCP_NOTSENT_LOWAT`).
+    /// messages; answer with `Sent` for each part that the socket has taken.
+    /// The order of service is decided here, so a driver keeps what is unsent
+    /// in its sockets short (`TCP_NOTSENT_LOWAT`).
     Send(Peer, Block),
     /// These of the bytes that just arrived are wanted: put them into their
     /// piece. Mostly it is all that arrived; after a repetition it may be a

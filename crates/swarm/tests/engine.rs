@@ -305,6 +305,18 @@ fn requests_are_served_and_reported() {
 }
 
 #[test]
+fn what_was_sent_counts_though_the_peer_closes_first() {
+    let mut script = Script::seed();
+    script.connect_sink(A);
+    script.say(A, Message::Request(block(1, 0)));
+    script.step(Input::Gone(A));
+    assert_eq!(script.step(Input::Sent(A, block(1, 0))), []);
+    assert_eq!(script.engine.ledger().total().sent, 16384);
+    script.step(Input::Sent(B, block(1, 0)));
+    assert_eq!(script.engine.ledger().total().sent, 16384, "nobody ever met this one");
+}
+
+#[test]
 fn bad_requests_are_named() {
     let table = [
         (block(4, 0), Why::BadRequest(block(4, 0))),

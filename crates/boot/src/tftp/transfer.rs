@@ -414,6 +414,19 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_loses_every_fifth_packet_lets_the_file_through() {
+        for window in [1, 2, 4, 16] {
+            let mut packets = 0;
+            let lost = || {
+                packets += 1;
+                packets % 5 == 0
+            };
+            let (end, content, _) = run(100_000, windowed(1_024, window), lost);
+            assert_eq!((end, content), (End::Complete, file(100_000).to_vec()), "windows of {window}");
+        }
+    }
+
+    #[test]
     fn a_lost_window_is_repeated_once_without_waiting() {
         let (mut transfer, _) = begin(512 * 20, windowed(512, 4));
         ack(&mut transfer, NOW, 0);
@@ -478,23 +491,21 @@ mod tests {
             window in 1u16..20,
             seed in any::<u64>(),
         ) {
-            // Many packets are lost, but after each a window and its answer get
-            // through: a client that hears nothing six times is given up.
-            let (mut state, mut since_loss) = (seed, 0);
+            let mut state = seed;
             let lost = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                since_loss += 1;
-                let lost = since_loss > u32::from(window.max(2)) + 1 && (state >> 33).is_multiple_of(2);
-                if lost {
-                    since_loss = 0;
-                }
-                lost
+                (state >> 33).is_multiple_of(4)
             };
             let (end, content, _) = run(bytes, windowed(block_bytes, window), lost);
-            // A lost last acknowledgement cannot be told from a client that is
-            // gone; either way the client must have every octet.
-            prop_assert!(matches!(end, End::Complete | End::Silent { .. }), "{end:?}");
-            prop_assert_eq!(content, file(bytes).to_vec());
+            // Whether so bad a line lets the whole file through in time is chance; what came through is right, and the
+            // server calls complete only what the client has.
+            let whole = file(bytes);
+            prop_assert!(whole.starts_with(&content));
+            match end {
+                End::Complete => prop_assert_eq!(content.len(), bytes),
+                End::Silent { bytes: known } => prop_assert!(known <= content.len() as u64),
+                End::Refused { .. } => prop_assert!(false, "{:?}", end),
+            }
         }
 
         #[test]

@@ -90,7 +90,13 @@ impl Engine {
     }
 
     pub(super) fn sent(&mut self, peer: Peer, block: Block, out: &mut Vec<Output>) {
-        let Some(at) = self.links.find(peer) else { return };
+        let Some(at) = self.links.find(peer) else {
+            // Who has all it wants may close before we hear that the last of it was sent.
+            if let Some((party, _)) = self.identity(peer) {
+                self.ledger.sent(&party, block.length);
+            }
+            return;
+        };
         let party = self.party_of(&self.links[at]);
         let link = &mut self.links[at];
         link.said = self.now;

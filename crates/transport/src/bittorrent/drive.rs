@@ -390,7 +390,7 @@ impl Drive {
             },
             Event::Said(peer, message) if self.connections.contains_key(&peer) => self.said(peer, message),
             Event::Chunk(peer, chunk) if self.connections.contains_key(&peer) => self.arrived(peer, chunk),
-            Event::Sent(peer, block) if self.connections.contains_key(&peer) => {
+            Event::Sent(peer, block) => {
                 if let Some(inspection) = self.services.served(block) {
                     self.tasks.spawn(inspection);
                 }
@@ -411,7 +411,7 @@ impl Drive {
                 look(&self.engine, &self.dropped);
             }
             // From a connection that the engine dropped.
-            Event::Chunk(..) | Event::Said(..) | Event::Sent(..) => {}
+            Event::Chunk(..) | Event::Said(..) => {}
         }
         Ok(())
     }
