@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::deployment::{Course, Deployment, DeploymentState, ImageInfo, Outcome};
 use crate::ids::{Attempt, DeploymentId, ImageName, Mac, Millis, NodeName, RackName, SetName};
 use crate::life::Stage;
-use crate::node::{Live, Node, Rack};
+use crate::node::{Live, Node, Rack, either_order};
 use crate::rollout::{Place, Standing, Starts};
 use crate::run::Run;
 use crate::set::MachineSet;
@@ -96,7 +96,7 @@ pub struct Snapshot {
     pub standings: BTreeMap<DeploymentId, Standing>,
     /// How many machines are switched on in which second.
     pub starts: Starts,
-    /// Which nodes have a UUID.
+    /// Which nodes have a UUID; the key is [`either_order`] of it.
     pub uuids: BTreeMap<Uuid, BTreeSet<NodeName>>,
     /// Which nodes stand in a rack.
     pub in_racks: BTreeMap<RackName, BTreeSet<NodeName>>,
@@ -164,17 +164,17 @@ impl Snapshot {
         self.macs.get(&mac).and_then(|name| self.nodes.get(name))
     }
 
-    /// The node of which nothing but this UUID is known. None where several nodes have the UUID: boards whose maker gave
-    /// all the same are not told apart by it.
+    /// The node of which nothing but this UUID is known. None where several nodes have the UUID:
+    /// boards whose maker gave all the same are not told apart by it.
     #[must_use]
     pub fn awaited(&self, uuid: Uuid) -> Option<&Node> {
         let mut found = self.with_uuid(uuid);
         found.next().filter(|node| node.macs.is_empty() && found.next().is_none())
     }
 
-    /// The nodes that have this UUID.
+    /// The nodes that have this UUID, in either byte order.
     pub fn with_uuid(&self, uuid: Uuid) -> impl Iterator<Item = &Node> {
-        self.uuids.get(&uuid).into_iter().flatten().filter_map(|name| self.nodes.get(name))
+        self.uuids.get(&either_order(uuid)).into_iter().flatten().filter_map(|name| self.nodes.get(name))
     }
 
     /// The nodes that stand in this rack.
@@ -204,7 +204,7 @@ impl Snapshot {
             self.macs.insert(*mac, name.clone());
         }
         if let Some(uuid) = node.uuid {
-            self.uuids.entry(uuid).or_default().insert(name.clone());
+            self.uuids.entry(either_order(uuid)).or_default().insert(name.clone());
         }
         if let Some(rack) = &node.rack {
             self.in_racks.entry(rack.clone()).or_default().insert(name.clone());
@@ -230,7 +230,7 @@ impl Snapshot {
             }
         }
         if let Some(uuid) = old.uuid {
-            take_out(&mut self.uuids, &uuid, name);
+            take_out(&mut self.uuids, &either_order(uuid), name);
         }
         if let Some(rack) = &old.rack {
             take_out(&mut self.in_racks, rack, name);

@@ -508,3 +508,19 @@ fn a_node_may_be_added_by_its_uuid_alone() {
     let nothing = world.take(Event::AddNode { node: "n2".parse().unwrap(), edit: NodeEdit::default() });
     assert!(nothing.unwrap_err().to_string().contains("or its UUID"));
 }
+
+#[test]
+fn a_uuid_is_the_same_in_either_byte_order() {
+    let told: Uuid = "4c4c4544-0042-3510-8056-b4c04f4e3332".parse().unwrap();
+    let shown: Uuid = "44454c4c-4200-1035-8056-b4c04f4e3332".parse().unwrap();
+    let mut world = World::new();
+    let edit = NodeEdit { uuid: Some(told), ..NodeEdit::default() };
+    world.take(Event::AddNode { node: name(), edit: edit.clone() }).unwrap();
+    world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::UefiX64), uuid: Some(shown) }).unwrap();
+    world.take(Event::Sighted { mac: mac(), firmware: Some(Firmware::UefiX64), uuid: Some(told) }).unwrap();
+    let node = world.node();
+    assert_eq!((node.macs.as_slice(), node.uuid, node.unexpected_total), (&[mac()][..], Some(told), 0));
+    let edit = NodeEdit { uuid: Some(shown), ..edit };
+    let again = world.take(Event::AddNode { node: "n2".parse().unwrap(), edit });
+    assert!(again.unwrap_err().to_string().contains("already"));
+}

@@ -166,6 +166,13 @@ pub struct Node {
     pub unexpected_total: u32,
 }
 
+/// The one of a UUID's two byte orders by which boards are told apart. SMBIOS left the order open until version 2.6, so the
+/// same board may tell its firmware, its system and its controller the one and the other.
+#[must_use]
+pub fn either_order(uuid: Uuid) -> Uuid {
+    uuid.min(Uuid::from_bytes_le(*uuid.as_bytes()))
+}
+
 impl Node {
     /// A node as an operator adds it or as it shows itself.
     #[must_use]

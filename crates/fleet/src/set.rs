@@ -13,7 +13,7 @@ use crate::change::{Change, Note, Snapshot};
 use crate::ids::{Mac, Millis, NodeName, RackName, SetName};
 use crate::intake::Refused;
 use crate::life::Stage;
-use crate::node::{Node, Rack};
+use crate::node::{Node, Rack, either_order};
 use crate::rollout::waits_in;
 
 /// A set as the registry knows it.
@@ -198,8 +198,9 @@ struct Work<'a> {
     set: &'a MachineSet,
     /// The set's nodes by its own ids.
     members: BTreeMap<String, NodeName>,
+    /// By [`either_order`].
     by_uuid: BTreeMap<Uuid, Vec<NodeName>>,
-    /// UUIDs that several listed machines claim: boards whose maker gave all the same.
+    /// UUIDs, by [`either_order`], that several listed machines claim: boards whose maker gave all the same.
     shared_uuids: BTreeSet<Uuid>,
     /// Names that several listed machines have.
     shared_names: BTreeSet<String>,
@@ -215,7 +216,7 @@ impl<'a> Work<'a> {
         let mut by_uuid: BTreeMap<Uuid, Vec<NodeName>> = BTreeMap::new();
         for node in snapshot.nodes.values() {
             if let Some(uuid) = node.uuid {
-                by_uuid.entry(uuid).or_default().push(node.name.clone());
+                by_uuid.entry(either_order(uuid)).or_default().push(node.name.clone());
             }
         }
         Self {
@@ -224,7 +225,7 @@ impl<'a> Work<'a> {
             set,
             members: members.filter_map(|n| Some((n.member.as_ref()?.id.clone(), n.name.clone()))).collect(),
             by_uuid,
-            shared_uuids: repeated(listed.iter().filter_map(|machine| machine.uuid)),
+            shared_uuids: repeated(listed.iter().filter_map(|machine| machine.uuid.map(either_order))),
             shared_names: repeated(listed.iter().map(|machine| node_name(&machine.name))),
             seen: BTreeSet::new(),
             rows: Vec::new(),
@@ -278,7 +279,7 @@ impl<'a> Work<'a> {
     /// By UUID, where exactly one node has it and the MAC addresses do not speak against it; by name, where the set tells
     /// nothing else.
     fn by_other_signs(&self, machine: &Listed) -> Result<Option<NodeName>, String> {
-        if let Some(uuid) = machine.uuid.filter(|uuid| !self.shared_uuids.contains(uuid)) {
+        if let Some(uuid) = machine.uuid.map(either_order).filter(|uuid| !self.shared_uuids.contains(uuid)) {
             match self.by_uuid.get(&uuid).map_or(&[][..], Vec::as_slice) {
                 [] => {}
                 [name] => {
@@ -382,7 +383,7 @@ impl<'a> Work<'a> {
             said.push(format!("MAC address {}", text.join(" ")));
             node.macs.extend(new);
         }
-        if let Some(uuid) = machine.uuid.filter(|uuid| node.uuid != Some(*uuid)) {
+        if let Some(uuid) = machine.uuid.filter(|uuid| node.uuid.map(either_order) != Some(either_order(*uuid))) {
             said.push(format!("UUID {uuid}"));
             node.uuid = Some(uuid);
         }

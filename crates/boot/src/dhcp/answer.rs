@@ -83,17 +83,19 @@ fn architecture_in_class(vendor_class: &[u8]) -> Option<u16> {
     parts.next()?.parse().ok()
 }
 
-/// SMBIOS UUID of option 97. iPXE sends it in network byte order, firmware as
-/// it stands in SMBIOS, the first three fields little-endian (edk2 copies the
-/// SMBIOS bytes; iPXE's smbios_settings.c swaps them). All-zero and all-one
-/// values are the placeholders of boards without an identity.
+/// SMBIOS UUID of option 97, whose first three fields are little-endian: edk2
+/// copies the bytes as they stand in SMBIOS, and iPXE (`src/net/udp/dhcp.c`,
+/// since 2013 at least) puts them into that order because RFC 4578 leans on the
+/// EFI specification. Boards from before SMBIOS 2.6 may mean the other order,
+/// which `fleet` allows for. All-zero and all-one values are the placeholders of
+/// boards without an identity.
 #[must_use]
 pub fn machine_uuid(request: &Request) -> Option<Uuid> {
     let bytes = request.machine_id?;
     if bytes == [0; 16] || bytes == [0xff; 16] {
         return None;
     }
-    Some(if request.ipxe { Uuid::from_bytes(bytes) } else { Uuid::from_bytes_le(bytes) })
+    Some(Uuid::from_bytes_le(bytes))
 }
 
 /// The reply of the whole server to a request that found an address.
@@ -385,11 +387,11 @@ mod tests {
     }
 
     #[test]
-    fn the_uuid_is_read_in_the_senders_byte_order() {
+    fn the_uuid_is_the_same_whether_firmware_or_ipxe_asks() {
         let firmware = request(RequestKind::Discover, "PXEClient", Some(7), false);
         assert_eq!(machine_uuid(&firmware).unwrap().to_string(), "00112233-4455-6677-0809-0a0b0c0d0e0f");
         let ipxe = request(RequestKind::Discover, "PXEClient", Some(7), true);
-        assert_eq!(machine_uuid(&ipxe).unwrap().to_string(), "33221100-5544-7766-0809-0a0b0c0d0e0f");
+        assert_eq!(machine_uuid(&ipxe), machine_uuid(&firmware));
         let blank = Request { machine_id: Some([0xff; 16]), ..firmware };
         assert_eq!(machine_uuid(&blank), None);
     }

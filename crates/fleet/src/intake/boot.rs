@@ -9,7 +9,7 @@ use crate::ids::{Attempt, Digest, Mac, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{BootWish, Refused, boot_wish};
 use crate::life::{self, Cause, Stage};
-use crate::node::{Deployed, Firmware, Live, Node, Rack, TokenHash};
+use crate::node::{Deployed, Firmware, Live, Node, Rack, TokenHash, either_order};
 use crate::plan::Policy;
 
 pub(super) fn sighted(
@@ -176,7 +176,7 @@ pub(super) fn learn_uuid(draft: &mut Draft<'_>, uuid: Option<Uuid>) {
     let Some(seen) = uuid else { return };
     match draft.node.uuid {
         None => draft.node.uuid = Some(seen),
-        Some(known) if known != seen => {
+        Some(known) if either_order(known) != either_order(seen) => {
             draft.node.unexpected_total = draft.node.unexpected_total.saturating_add(1);
             draft.note(
                 "unexpected",
