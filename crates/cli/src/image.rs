@@ -3,6 +3,7 @@
 pub(crate) mod build;
 pub(crate) mod capture;
 mod import;
+mod tree;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,10 +20,8 @@ use crate::output::{self, bytes, moment, percent, say, show};
 /// What is done with disk images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Send a disk image to the controller, which checks and seals it
-    #[command(
-        after_help = "Examples:\n  rackswarm image import disk.qcow2 --name debian\n  rackswarm image import disk.img --name app --format raw"
-    )]
+    /// Send a disk image, or one made of a tree and a layout, to the controller, which checks and seals it
+    #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArguments),
     /// Make an image of a golden machine's disk: used blocks only, generalised
     Capture(capture::Arguments),
@@ -51,10 +50,21 @@ pub(crate) enum Command {
     Build(build::Arguments),
 }
 
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  rackswarm image import disk.qcow2 --name debian
+  rackswarm image import disk.img --name app --format raw
+  rackswarm image import web.tar.zst --name web --layout web.toml
+  rackswarm image import oci-folder --name web --layout web.toml --tag web:1.2 --size 8G
+
+With --layout the disk is made here, as root, of a tree that brings its own kernel and GRUB: a tar
+(also by gzip, zstd, xz, bzip2), an OCI layout (folder or tar), or what `docker save` writes.
+`rackswarm layout check --help` shows what a layout looks like.";
+
 /// What is imported.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// The file: raw, qcow2, vmdk, vhdx, vpc (vhd) or vdi
+    /// The file: raw, qcow2, vmdk, vhdx, vpc (vhd) or vdi; with --layout a tree, as tar or OCI layout
     file: PathBuf,
     /// Name of the image in the controller's registry
     #[arg(long)]
@@ -65,6 +75,8 @@ pub(crate) struct ImportArguments {
     /// Print the API's JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tree: tree::Arguments,
 }
 
 fn format(text: &str) -> Result<String, String> {

@@ -147,7 +147,8 @@ fn build_here(arguments: &Build) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(file: &Path) -> Result<Layout> {
+/// Reads a layout from its file.
+pub(crate) fn read(file: &Path) -> Result<Layout> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     toml::from_str(&text).map_err(|error| anyhow!("{}: {}", file.display(), error.to_string().trim()))
 }

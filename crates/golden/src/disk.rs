@@ -12,7 +12,7 @@ use uuid::{Uuid, uuid};
 use crate::error::{Error, file};
 use crate::ids::Ids;
 
-const SECTOR: u64 = 512;
+pub(crate) const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
 /// The BIOS boot partition holds GRUB's core image; 1 MiB is what every installer gives it.
 const BIOS_BOOT_START: u64 = MIB;
@@ -26,10 +26,10 @@ const TYPE_ESP: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
 const TYPE_ROOT: Uuid = uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709");
 
 /// What mke2fs may use, whatever the build machine's own configuration says: Debian 12's GRUB and kernel must read it.
-const MKE2FS_CONF: &str = include_str!("../files/mke2fs.conf");
+pub(crate) const MKE2FS_CONF: &str = include_str!("../files/mke2fs.conf");
 
 /// GRUB modules inside the BIOS core image: enough to find the root file system, read its configuration and start Linux.
-const GRUB_MODULES: &[&str] = &[
+pub(crate) const GRUB_MODULES: &[&str] = &[
     "biosdisk",
     "part_gpt",
     "ext2",
@@ -209,7 +209,7 @@ fn write_bios_loader(disk: &Path, loaders: &Loaders, work: &Path, ids: &Ids) -> 
     let mut core = make_core(loaders, work, ids)?;
     let boot_file = loaders.grub_bios.join("boot.img");
     let mut boot = fs::read(&boot_file).map_err(file("read", &boot_file))?;
-    place_core(&mut core, &mut boot)?;
+    place_core(&mut core, &mut boot, BIOS_BOOT_START, ESP_START - BIOS_BOOT_START)?;
     write_sparse(disk, BIOS_BOOT_START, &core)?;
     write_sparse(disk, 0, boot.get(..MBR_CODE).unwrap_or(&boot))
 }
@@ -237,18 +237,18 @@ fn make_core(loaders: &Loaders, work: &Path, ids: &Ids) -> Result<Vec<u8>, Error
 }
 
 /// The part of a master boot record that is code; disk signature and partition table follow.
-const MBR_CODE: usize = 440;
+pub(crate) const MBR_CODE: usize = 440;
 
-/// Does what `grub-install` would do to the two images.
+/// Does what `grub-install` would do to the two images, with the core image at `start_bytes` of the disk.
 ///
 /// Offsets as in GRUB's `include/grub/i386/pc/boot.h` and `grub-core/boot/i386/pc/diskboot.S`.
-fn place_core(core: &mut [u8], boot: &mut [u8]) -> Result<(), Error> {
-    let room_bytes = usize::try_from(ESP_START - BIOS_BOOT_START).unwrap_or(usize::MAX);
+pub(crate) fn place_core(core: &mut [u8], boot: &mut [u8], start_bytes: u64, room_bytes: u64) -> Result<(), Error> {
+    let room_bytes = usize::try_from(room_bytes).unwrap_or(usize::MAX);
     let sectors = core.len().div_ceil(usize::try_from(SECTOR).unwrap_or(512));
     let (true, Ok(rest)) = (core.len() <= room_bytes, u16::try_from(sectors.saturating_sub(1))) else {
         return Err(Error::LoaderTooLarge { size_bytes: core.len(), room_bytes });
     };
-    let first = BIOS_BOOT_START / SECTOR;
+    let first = start_bytes / SECTOR;
     // The first sector of the core image lists where the others are: start, count, segment to load them at.
     put(core, 0x1f4, &(first + 1).to_le_bytes())?;
     put(core, 0x1fc, &rest.to_le_bytes())?;
@@ -268,7 +268,7 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) -> Result<(), Error> {
 }
 
 /// Writes bytes at an offset and leaves blocks of zeros unwritten: the file is new, there they are zeros already.
-fn write_sparse(disk: &Path, start: u64, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_sparse(disk: &Path, start: u64, bytes: &[u8]) -> Result<(), Error> {
     let mut image = File::options().write(true).open(disk).map_err(file("open", disk))?;
     for (number, block) in (0u64..).zip(bytes.chunks(4096)) {
         if block.iter().any(|byte| *byte != 0) {
@@ -294,10 +294,10 @@ mod tests {
     #[test]
     fn the_core_image_is_linked_to_the_boot_sector() {
         let (mut core, mut boot) = (vec![0; 1500], vec![0; 512]);
-        place_core(&mut core, &mut boot).unwrap();
+        place_core(&mut core, &mut boot, MIB, MIB).unwrap();
         assert_eq!(core[0x1f4..0x200], [0x01, 0x08, 0, 0, 0, 0, 0, 0, 2, 0, 0x20, 0x08]);
         assert_eq!(boot[0x5c..0x68], [0x00, 0x08, 0, 0, 0, 0, 0, 0, 0xff, 0, 0x90, 0x90]);
-        assert!(matches!(place_core(&mut vec![0; 2 << 20], &mut boot), Err(Error::LoaderTooLarge { .. })));
+        assert!(matches!(place_core(&mut vec![0; 2 << 20], &mut boot, MIB, MIB), Err(Error::LoaderTooLarge { .. })));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What can go wrong while an image is made.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use fleet::disk::Size;
 
 /// Why a golden image could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +42,54 @@ pub enum Error {
     /// The partition table could not be written.
     #[error("cannot write the partition table: {0}")]
     PartitionTable(#[from] gptman::Error),
+    /// A tree or its archive is not what an image can be made of.
+    #[error("{0}")]
+    Tree(String),
+    /// Something of an archive could not be unpacked.
+    #[error("cannot unpack {entry} of {archive}: {source}", entry = entry.display(), archive = archive.display())]
+    Entry {
+        /// The entry.
+        entry: PathBuf,
+        /// The archive or layer.
+        archive: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A tree is larger than its place.
+    #[error("{what} needs {needs}, and {place} {has}; give the layout more room there")]
+    TreeTooLarge {
+        /// The tree or a part of it.
+        what: String,
+        /// What it takes.
+        needs: Size,
+        /// What it was to go to, with its verb.
+        place: String,
+        /// The place's size.
+        has: Size,
+    },
+    /// The server's disk would be full.
+    #[error("{path} has {free} left, of which {reserve} are to stay free; make room, or unpack elsewhere with --cache", path = path.display())]
+    NoRoom {
+        /// Where was unpacked.
+        path: PathBuf,
+        /// What was left.
+        free: Size,
+        /// What stays free.
+        reserve: Size,
+    },
+    /// The layout cannot be built or would not boot.
+    #[error("the layout cannot be built: {0}")]
+    Layout(#[from] fleet::layout::Wrong),
     /// Packages, programs or the cache failed.
     #[error(transparent)]
     Tools(#[from] bootenv::Error),
+}
+
+impl Error {
+    /// An error with one entry of an archive.
+    pub(crate) fn entry(entry: &Path, archive: &Path, source: std::io::Error) -> Self {
+        Error::Entry { entry: entry.to_owned(), archive: archive.to_owned(), source }
+    }
 }
 
 /// Turns an I/O error into a sentence that names the file.

@@ -1,4 +1,5 @@
-//! Golden images made from packages: a Debian server, and a tiny busybox system for tests with many machines.
+//! Golden images made from packages: a Debian server, and a tiny busybox system for tests with many machines; and images
+//! made from an operator's own tree of files and partition layout ([`Tree`]).
 //!
 //! [`build`] gives a raw disk that boots by BIOS and by UEFI, Secure Boot included, and grows on larger disks: the root
 //! partition is the last one. The same recipe and packages give the same bytes. Nothing is mounted where others would see it.
@@ -19,11 +20,13 @@ mod disk;
 mod error;
 mod ids;
 mod small;
+mod tree;
 
 pub use bootenv::{DEFAULT_CACHE, source_date_epoch};
 pub use debian::Debian;
 pub use error::Error;
 pub use small::Small;
+pub use tree::{Assembled, Platform, Tree};
 
 use error::file;
 
@@ -242,10 +245,16 @@ fn copy(root: &Path, path: &str, mode: u32, source: &Path) -> Result<(), Error> 
 
 /// GRUB's configuration. The serial terminal is used only where there is a serial port.
 fn grub_config(title: &str, kernel: &str, initramfs: &str, ids: &ids::Ids, kernel_line: &str) -> String {
-    let root = ids.root_file_system;
+    let root = ids.root_file_system.to_string();
+    menu(title, kernel, initramfs, &root, &root, kernel_line)
+}
+
+/// The same for a kernel that may lie on a file system of its own.
+fn menu(title: &str, kernel: &str, initramfs: &str, boot_id: &str, root_id: &str, kernel_line: &str) -> String {
     include_str!("../files/grub.cfg")
         .replace("@TITLE@", title)
-        .replace("@ROOT@", &root.to_string())
+        .replace("@BOOT@", boot_id)
+        .replace("@ROOT@", root_id)
         .replace("@KERNEL@", kernel)
         .replace("@INITRAMFS@", initramfs)
         .replace("@LINE@", kernel_line)

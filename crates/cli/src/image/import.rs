@@ -30,10 +30,16 @@ const GLANCE: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(connection: &Connection, arguments: &ImportArguments) -> Result<ExitCode> {
     let client = connection.client()?;
-    let (file, length) = open(&arguments.file).await?;
+    // Held until the disk that was made has arrived.
+    let assembled = arguments.tree.assemble(&client, &arguments.file, &arguments.name).await?;
+    let (path, format) = match &assembled {
+        Some(assembled) => (&assembled.path, Some("raw")),
+        None => (&arguments.file, arguments.format.as_deref()),
+    };
+    let (file, length) = open(path).await?;
     let sent = Arc::new(AtomicU64::new(0));
     let body = chunks(file, Arc::clone(&sent));
-    let import = client.import_image(arguments.name.as_str(), arguments.format.as_deref(), length, body);
+    let import = client.import_image(arguments.name.as_str(), format, length, body);
     let image = tokio::select! {
         image = import => image.map_err(explain)?,
         stuck = watch(&sent, length) => bail!(stuck),
@@ -56,6 +62,10 @@ async fn open(path: &Path) -> Result<(File, u64)> {
     let shown = path.display();
     let file = File::open(path).await.with_context(|| format!("cannot open {shown}"))?;
     let metadata = file.metadata().await.with_context(|| format!("cannot read {shown}"))?;
+    ensure!(
+        !metadata.is_dir(),
+        "{shown} is a folder; an OCI layout is imported with --layout, which says what disk it goes onto"
+    );
     ensure!(metadata.is_file(), "{shown} is not a file; copy a disk into a file first, as with `qemu-img convert`");
     ensure!(metadata.len() > 0, "{shown} is empty");
     Ok((file, metadata.len()))
