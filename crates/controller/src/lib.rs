@@ -14,6 +14,7 @@ pub mod error;
 pub mod http;
 pub mod images;
 pub mod keeper;
+pub mod kernels;
 pub mod privileges;
 pub mod reconcile;
 pub mod serve;

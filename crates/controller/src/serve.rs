@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::http::{self, App, OPERATOR_TOKEN_FILE, Parts};
 use crate::images::{ImageError, Images};
 use crate::keeper::Keeper;
+use crate::kernels::Kernels;
 use crate::sets::Asking;
 use crate::switchboard::Switchboard;
 use crate::{privileges, reconcile, sets, store, token};
@@ -131,7 +132,9 @@ impl Bound {
             let every = Duration::from_secs(self.config.discovery.sync_seconds.into());
             tokio::spawn(asking.clone().keep_up(keeper.clone(), every, ending.clone()));
         }
+        let kernels = Kernels::new(&self.config, self.advertise);
         let app = App::new(Parts {
+            kernels: kernels.clone(),
             keeper: keeper.clone(),
             switchboard: Arc::clone(&switchboard),
             asking,
@@ -145,7 +148,7 @@ impl Bound {
         http::capture::resume(&app);
         let mut tasks = JoinSet::new();
         tasks.spawn(ends(http::serve(listener, app.router(), ending.clone())));
-        tasks.spawn(ends(reconcile::run(keeper, switchboard, ending.clone())));
+        tasks.spawn(ends(reconcile::run(keeper, switchboard, kernels, ending.clone())));
         let booting = ending.clone();
         tasks.spawn(async move {
             services.run(booting.clone().cancelled_owned()).await?;

@@ -169,3 +169,66 @@ async fn a_missing_boot_environment_is_said_where_it_is_looked_for() {
     .await;
     server.stop().await;
 }
+
+/// Deploys to a machine whose platform hands it the kernel; answers the agent that the kernel line leads to.
+async fn handed(server: &Server, machine: &str) -> common::Agent {
+    server.add_node("n1", mac(1), &format!("fake:{machine}?boot=kernel")).await;
+    server.import("debian", content(1)).await.unwrap();
+    server.deploy("debian", &["n1"]).await;
+    server.until_stage("n1", Stage::LoadingKernel).await;
+    let seen = power::fake::machine(machine).unwrap();
+    let kernel = seen.kernel.expect("it was handed one");
+    assert!(kernel.kernel.ends_with("vmlinuz") && kernel.initramfs.ends_with("initramfs"), "{kernel:?}");
+    assert_eq!((seen.on, seen.starts, seen.next_boot), (true, 1, None));
+    server.agent(mac(1), &kernel.line)
+}
+
+/// The guest has restarted, at which such a machine goes off.
+async fn goes_off(machine: &str) {
+    power::open(&format!("fake:{machine}")).unwrap().off().await.unwrap();
+}
+
+async fn is_started_again(machine: &str) {
+    let on = || async { power::fake::machine(machine).filter(|seen| seen.on && seen.starts == 2) };
+    eventually("it was started from its disk", on).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_handed_its_kernel_needs_no_network_boot_and_is_started_from_its_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&config(folder.path())).await;
+    let machine = fake("handed");
+    let agent = handed(&server, &machine).await;
+    let assignment = agent.register().await;
+    let deployed = agent.install(&assignment).await;
+    server.until_stage("n1", Stage::Rebooting).await;
+    assert_eq!(power::fake::machine(&machine).unwrap().starts, 1, "it is still at work");
+    goes_off(&machine).await;
+    is_started_again(&machine).await;
+    server.client(deployed.node_token.clone()).prove(&common::proof(&deployed)).await.unwrap();
+    let node = server.until_stage("n1", Stage::Running).await;
+    assert_eq!((node.tries, node.unexpected_total), (1, 0));
+    let kinds = server.kinds("n1").await;
+    assert!(
+        kinds.iter().any(|kind| kind == "kernel_handed") && !kinds.iter().any(|kind| kind == "powered_on"),
+        "{kinds:?}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_still_starts_a_machine_from_its_disk_that_was_handed_its_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path());
+    let server = Server::start(&config).await;
+    let machine = fake("handed-away");
+    let agent = handed(&server, &machine).await;
+    let assignment = agent.register().await;
+    agent.install(&assignment).await;
+    server.stop().await;
+    goes_off(&machine).await;
+    let server = Server::start(&config).await;
+    is_started_again(&machine).await;
+    assert_eq!(server.node("n1").await.stage, Stage::Rebooting);
+    server.stop().await;
+}

@@ -203,6 +203,22 @@ pub enum Event {
         /// What was done, as a sentence.
         text: String,
     },
+    /// The boot token of an attempt was made, before the machine's platform hands it our kernel.
+    BootTokenMade {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+        /// Hash of the token that the kernel line carries.
+        token: TokenHash,
+    },
+    /// The machine's platform has started it with our kernel.
+    KernelHanded {
+        /// The node.
+        node: NodeName,
+        /// The attempt.
+        attempt: Attempt,
+    },
     /// The power driver failed.
     PowerFailed {
         /// The node.

@@ -174,6 +174,23 @@ pub fn intake(snapshot: &Snapshot, policy: &Policy, now: Millis, event: &Event) 
             draft.advance(Cause::PoweredOn, "powered_on", text);
             Ok(draft.finish())
         }
+        Event::BootTokenMade { node, attempt, token } => {
+            let mut draft = Draft::of(snapshot, now, node, *attempt)?;
+            if draft.node.stage != Stage::PoweringOn {
+                return Err(Refused::Conflict(format!("`{node}` is not to be started any more")));
+            }
+            draft.node.boot_token = Some(token.clone());
+            Ok(draft.finish())
+        }
+        Event::KernelHanded { node, attempt } => {
+            let mut draft = Draft::of(snapshot, now, node, *attempt)?;
+            // Its agent may have been faster than this event.
+            if draft.node.stage == Stage::PoweringOn {
+                let text = "its platform has started it with our kernel, without a network boot";
+                draft.advance(Cause::ScriptSent, "kernel_handed", text);
+            }
+            Ok(draft.finish())
+        }
         Event::PowerFailed { node, attempt, reason } => {
             let mut draft = Draft::of(snapshot, now, node, *attempt)?;
             if draft.node.stage == Stage::PoweringOn {

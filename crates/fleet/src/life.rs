@@ -227,7 +227,8 @@ pub const LIFE: &[Row] = &[
         cause: Cause::Restarted,
         to: Some(LoadingKernel),
     },
-    Row { from: &[LoadingKernel], cause: Cause::KernelSent, to: None },
+    // A machine that is to tell what it is boots our kernel as well.
+    Row { from: &[Enrolled, LoadingKernel], cause: Cause::KernelSent, to: None },
     Row { from: BOOTING, cause: Cause::AgentRegistered, to: Some(AgentUp) },
     // An agent that lost its answer registers again.
     Row { from: &[AgentUp, Capturing, Wiping, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::{BootDevice, Error, NextBoot, Outcome, PowerDriver, Result, State};
+use crate::{BootDevice, Error, Kernel, NextBoot, Outcome, PowerDriver, Result, State};
 
 /// How long an operation may take, and whose it is.
 pub(crate) struct Deadline {
@@ -59,5 +59,13 @@ impl PowerDriver for Bounded {
 
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
         Box::pin(self.deadline.within("next_boot", self.inner.next_boot()))
+    }
+
+    fn hands_kernel(&self) -> bool {
+        self.inner.hands_kernel()
+    }
+
+    fn start_kernel<'a>(&'a self, kernel: &'a Kernel) -> BoxFuture<'a, Result<Outcome>> {
+        Box::pin(self.deadline.within("start_kernel", self.inner.start_kernel(kernel)))
     }
 }

@@ -16,6 +16,7 @@
 //! | `lie=order` | it reports the network boot that it was told, and boots from its disk |
 //! | `login=wrong` | the password is wrong |
 //! | `lockout=N` | the account is locked after N wrong logins, for everybody |
+//! | `boot=kernel` | it takes our kernel from the driver, as a virtual machine does, and no network boot |
 //! | `readback=yes` | the driver reads back what it did, as the real ones do, and so finds out some of the lies |
 
 use std::collections::BTreeMap;
@@ -27,12 +28,12 @@ use tokio::time::Instant;
 
 use crate::gate::{Budget, Gate};
 use crate::secret::Secret;
-use crate::{Address, BootDevice, Driver, Error, NextBoot, Outcome, PowerDriver, Result, State, settle};
+use crate::{Address, BootDevice, Driver, Error, Kernel, NextBoot, Outcome, PowerDriver, Result, State, settle};
 
 pub(crate) const DRIVER: Driver = Driver {
     scheme: "fake",
     help: "a machine in memory, with faults on demand: latency_ms=N hang=N fail=N loss=PERCENT drop=N late_ms=N \
-           lie=on,off,boot,state,order login=wrong lockout=N readback=yes|no login_attempts=1..5 \
+           lie=on,off,boot,state,order login=wrong lockout=N readback=yes|no boot=network|kernel login_attempts=1..5 \
            login_window_seconds=1..86400",
     example: "fake:node1?latency_ms=50&fail=2",
     limit: Duration::from_secs(10),
@@ -130,6 +131,8 @@ pub struct Machine {
     pub wrong_logins: u32,
     /// Whether its account is locked.
     pub locked: bool,
+    /// What it was handed last in place of a network boot.
+    pub kernel: Option<Kernel>,
     /// The state that it reports until that moment, on the caller's clock.
     reports: Option<(bool, Duration)>,
 }
@@ -221,6 +224,7 @@ struct Fake {
     name: String,
     rules: Rules,
     readback: bool,
+    hands_kernel: bool,
     budget: Budget,
     born: Instant,
 }
@@ -232,7 +236,8 @@ fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
     }
     let budget = Budget::take(address)?;
     let readback = address.flag("readback")?;
-    Ok(Box::new(Fake { name, rules: Rules::take(address)?, readback, budget, born: epoch() }))
+    let hands_kernel = address.word("boot", &[("network", false), ("kernel", true)])?.unwrap_or(false);
+    Ok(Box::new(Fake { name, rules: Rules::take(address)?, readback, hands_kernel, budget, born: epoch() }))
 }
 
 /// One clock for all drivers, because each action opens its own.
@@ -354,6 +359,17 @@ impl PowerDriver for Fake {
 
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
         Box::pin(self.told())
+    }
+
+    fn hands_kernel(&self) -> bool {
+        self.hands_kernel
+    }
+
+    fn start_kernel<'a>(&'a self, kernel: &'a Kernel) -> BoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            self.call(|machine, _| machine.kernel = Some(kernel.clone())).await?;
+            self.command(Ask::Cycle, Some(State::On)).await
+        })
     }
 }
 

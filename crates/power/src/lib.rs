@@ -37,6 +37,7 @@ mod webhook;
 mod wol;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bounded::{Bounded, Deadline};
@@ -90,6 +91,27 @@ pub trait PowerDriver: Send + Sync {
     fn next_boot(&self) -> BoxFuture<'_, Result<NextBoot>> {
         Box::pin(std::future::ready(Ok(NextBoot::Unknown)))
     }
+    /// Whether the machine's platform hands it a kernel for one start, so that no network boot is needed.
+    fn hands_kernel(&self) -> bool {
+        false
+    }
+    /// Off, and on again with this kernel in memory. When the guest restarts, the machine goes off and stays so:
+    /// [`Self::on`] then boots its disk.
+    fn start_kernel<'a>(&'a self, kernel: &'a Kernel) -> BoxFuture<'a, Result<Outcome>> {
+        let why = format!("it cannot be handed {}; only some virtual machines can", kernel.kernel.display());
+        Box::pin(std::future::ready(Err(Error::refused("this machine", why))))
+    }
+}
+
+/// What a platform hands to a machine in place of what its firmware would find. The files must be readable to the platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: PathBuf,
+    /// Its command line.
+    pub line: String,
 }
 
 /// A machine's power, as reported.
@@ -324,6 +346,8 @@ mod tests {
             ("wol:52:54:00:00:00:01?via=10.0.0.255&port=0", "port"),
             ("webhook:node1", "file"),
             ("libvirt:-x", "name"),
+            ("libvirt:web1?boot=usb", "boot"),
+            ("libvirt:web1?boot=kernel&uri=qemu+ssh://h/system", "this host"),
             ("ec2+http://endpoint/i-1?credentials_file=/p", "region"),
             ("ec2+http://endpoint/x?region=lab&credentials_file=/p", "instance"),
         ] {

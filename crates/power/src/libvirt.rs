@@ -3,6 +3,10 @@
 //! libvirt has no boot order for one start. The driver writes the wanted order into the machine's definition, with the
 //! standing one beside it as metadata, and puts the standing one back as soon as the machine runs. A guest that restarts
 //! itself would still meet the order it was started with, so on QEMU the running machine's order is changed as well.
+//!
+//! With `boot=kernel` no network boot is needed: libvirt hands our kernel to the machine for one start. Its definition
+//! stays as it is, because the machine is created from a copy; and as QEMU would start the same kernel again after a
+//! restart of the guest, the copy says that the machine goes off then.
 
 mod set;
 mod virsh;
@@ -14,14 +18,14 @@ use futures_util::future::BoxFuture;
 
 use self::virsh::Virsh;
 use crate::gate::Gate;
-use crate::{Address, BootDevice, Driver, Error, NextBoot, Outcome, PowerDriver, Result, State, settle};
+use crate::{Address, BootDevice, Driver, Error, Kernel, NextBoot, Outcome, PowerDriver, Result, State, settle};
 
 pub(crate) use set::SET;
 
 pub(crate) const DRIVER: Driver = Driver {
     scheme: "libvirt",
     help: "a virtual machine of a libvirt host, through virsh: uri=URI (default qemu:///system) call_seconds=1..120 \
-           settle_seconds=1..120",
+           settle_seconds=1..120 boot=network|kernel (how it gets our kernel: by a network boot, or from the libvirt of this host)",
     example: "libvirt:web1?uri=qemu:///system",
     limit: Duration::from_secs(180),
     controller: |address| address.peek("uri").unwrap_or(virsh::DEFAULT_URI).to_owned(),
@@ -37,6 +41,7 @@ struct Domain {
     virsh: Virsh,
     name: String,
     settle_limit: Duration,
+    hands_kernel: bool,
 }
 
 fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
@@ -45,7 +50,18 @@ fn parse(address: &mut Address) -> Result<Box<dyn PowerDriver>> {
         return Err(address.wrong("the machine's name is missing, starts with a dash or has a space"));
     }
     let settle_limit = Duration::from_secs(address.number("settle_seconds", 1..=120)?.unwrap_or(30));
-    Ok(Box::new(Domain { virsh: Virsh::take(address)?, name, settle_limit }))
+    let virsh = Virsh::take(address)?;
+    let hands_kernel = hands_kernel(address, &virsh)?;
+    Ok(Box::new(Domain { virsh, name, settle_limit, hands_kernel }))
+}
+
+/// Takes `boot=`.
+fn hands_kernel(address: &mut Address, virsh: &Virsh) -> Result<bool> {
+    let wanted = address.word("boot", &[("network", false), ("kernel", true)])?.unwrap_or(false);
+    if wanted && !virsh.is_local() {
+        return Err(address.wrong("`boot=kernel` needs the libvirt of this host, where kernel and initramfs are"));
+    }
+    Ok(wanted)
 }
 
 /// A name that is no option of virsh and no part of an address.
@@ -88,6 +104,28 @@ impl Domain {
     async fn restart(&self) -> Result<()> {
         self.switch("destroy", State::Off).await?;
         self.start().await
+    }
+
+    /// Starts it from a copy of its definition that has this kernel.
+    async fn restart_with(&self, kernel: &Kernel) -> Result<()> {
+        self.switch("destroy", State::Off).await?;
+        let definition = self.definition().await?;
+        if let Some(standing) = self.wrong(xml::standing(&definition))? {
+            self.define(&standing).await?;
+        }
+        let copy = self.wrong(xml::with_kernel(&definition, kernel))?;
+        let create = self.virsh.feed(&["create", "/dev/stdin"], &copy);
+        if settle::switch(State::On, create, || self.power_state(), self.settle_limit, POLL).await? {
+            return Ok(());
+        }
+        Err(Error::transient(
+            &self.target(),
+            format!(
+                "`virsh create` went well, but {} s later it is not on; can QEMU read {}?",
+                self.settle_limit.as_secs(),
+                kernel.initramfs.display()
+            ),
+        ))
     }
 
     async fn start(&self) -> Result<()> {
@@ -181,6 +219,14 @@ impl PowerDriver for Domain {
             }
             Ok(self.wrong(xml::first_device(&xml))?.map_or(NextBoot::Unknown, NextBoot::Once))
         })
+    }
+
+    fn hands_kernel(&self) -> bool {
+        self.hands_kernel
+    }
+
+    fn start_kernel<'a>(&'a self, kernel: &'a Kernel) -> BoxFuture<'a, Result<Outcome>> {
+        Box::pin(async move { self.gate().done(self.restart_with(kernel)).await })
     }
 }
 

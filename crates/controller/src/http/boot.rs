@@ -72,7 +72,7 @@ async fn script(
     } else {
         director::sight(&app.keeper, mac, firmware, uuid);
     }
-    let arguments = kernel_arguments(&app, mac, &token.0);
+    let arguments = app.kernels.arguments(&app.keeper, mac, &token.0);
     let policy = app.keeper.policy();
     let decision = app.keeper.read(|state| decide(state.snapshot(), policy, mac, &hash, arguments))?;
     tracing::info!(%mac, stage = Stage::LoadingKernel.as_str(), deploy = matches!(decision, BootDecision::Deploy { .. }), "boot script");
@@ -86,20 +86,6 @@ async fn script(
 /// zeros or all ones, which would make many machines one.
 fn machine_uuid(text: &str) -> Option<Uuid> {
     text.parse().ok().filter(|uuid: &Uuid| !uuid.is_nil() && !uuid.is_max())
-}
-
-fn kernel_arguments(app: &App, mac: Mac, token: &str) -> Vec<String> {
-    let ours = [
-        format!("rackswarm.server={}", app.base_url()),
-        format!("rackswarm.token={token}"),
-        format!("rackswarm.mac={mac}"),
-    ];
-    let discovery = &app.keeper.policy().discovery;
-    let looks = app.keeper.read(|state| state.snapshot().node_of(mac).map(|node| discovery.looks_at(node)));
-    let looks = looks.unwrap_or_default();
-    let listen = (looks.listen_seconds > 0).then(|| format!("rackswarm.listen={}", looks.listen_seconds));
-    let check = looks.checks.then(|| "rackswarm.check=1".to_owned());
-    ours.into_iter().chain(listen).chain(check).chain(app.config.boot.kernel_arguments.iter().cloned()).collect()
 }
 
 /// The token decides: only the request that it was taken in for starts our kernel.
@@ -133,10 +119,9 @@ async fn file(
     path: Result<Path<(Mac, String)>, axum::extract::rejection::PathRejection>,
 ) -> Result<Response, Problem> {
     let Path((mac, name)) = path.map_err(|rejection| Problem::invalid(rejection.body_text()))?;
-    let environment = app.config.environment();
     let content = match name.as_str() {
-        KERNEL_FILE => environment_file(&app, mac, environment.join("vmlinuz")).await?,
-        INITRAMFS_FILE => environment_file(&app, mac, environment.join("initramfs")).await?,
+        KERNEL_FILE => environment_file(&app, mac, app.kernels.kernel()).await?,
+        INITRAMFS_FILE => environment_file(&app, mac, app.kernels.initramfs()).await?,
         _ => return loader(&app, &method, &headers, Some(mac), &name).await,
     };
     let (keeper, bytes) = (app.keeper.clone(), content_bytes(&content));

@@ -44,6 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::config::Config;
 use crate::images::Images;
 use crate::keeper::Keeper;
+use crate::kernels::Kernels;
 use crate::sets::Asking;
 use crate::switchboard::Switchboard;
 
@@ -73,6 +74,8 @@ pub struct Parts {
     pub asking: Asking,
     /// The configuration.
     pub config: Config,
+    /// What machines are provisioned with.
+    pub kernels: Kernels,
     /// Where nodes reach this server.
     pub advertise: SocketAddrV4,
     /// Hash of the operators' token.

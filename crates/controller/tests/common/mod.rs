@@ -133,6 +133,11 @@ impl Server {
     /// Network-boots a machine to the point where its agent knows its token.
     pub async fn boot(&self, mac: Mac) -> Agent {
         let script = self.script(mac).await;
+        self.agent(mac, &script)
+    }
+
+    /// The agent of a machine whose kernel line is in this text.
+    pub fn agent(&self, mac: Mac, script: &str) -> Agent {
         let word = |key: &str| script.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
         let token = word("rackswarm.token=").unwrap_or_else(|| panic!("no token in {script}"));
         assert_eq!(word("rackswarm.server=").unwrap(), self.url(""));

@@ -19,7 +19,7 @@ use crate::{Address, Error, Outcome, PowerDriver, Result, State, program};
 pub(crate) const SET: Set = Set {
     scheme: "libvirt",
     help: "virtual machines of the libvirt on this host: folder=/path (needed to make machines: disks, and images in its images/) uri=URI \
-           bridge=NAME or network=NAME prefix=WORD type=kvm|qemu firmware=bios|uefi bus=virtio|sata call_seconds=1..120",
+           bridge=NAME or network=NAME prefix=WORD type=kvm|qemu firmware=bios|uefi bus=virtio|sata call_seconds=1..120 boot=network|kernel (how they get our kernel: by a network boot, or from libvirt)",
     example: "libvirt:?folder=/var/lib/rackswarm/libvirt&bridge=br0&type=kvm",
     limit: Duration::from_secs(1800),
     credentials: None,
@@ -39,6 +39,7 @@ struct Host {
     kind: &'static str,
     uefi: bool,
     bus: &'static str,
+    hands_kernel: bool,
 }
 
 impl Host {
@@ -56,8 +57,10 @@ impl Host {
         if !fine_name(&prefix) {
             return Err(address.wrong(format!("`prefix={prefix}` is no beginning of a name")));
         }
+        let virsh = Virsh::take(address)?;
         Ok(Host {
-            virsh: Virsh::take(address)?,
+            hands_kernel: super::hands_kernel(address, &virsh)?,
+            virsh,
             folder: address.file("folder")?,
             link,
             prefix,
@@ -73,7 +76,7 @@ impl Host {
 
     /// The folder for disks, which must be on the host itself.
     fn folder(&self) -> Result<&Path> {
-        if !self.virsh.uri.contains(":///") {
+        if !self.virsh.is_local() {
             return Err(Error::refused(
                 &self.target(),
                 "machines are made on the host that this server runs on only, for their disks are files; make them there, or run a server there",
@@ -88,7 +91,8 @@ impl Host {
     }
 
     fn power_address(&self, name: &str) -> String {
-        format!("libvirt:{name}?uri={}", self.virsh.uri)
+        let boot = if self.hands_kernel { "&boot=kernel" } else { "" };
+        format!("libvirt:{name}?uri={}{boot}", self.virsh.uri)
     }
 
     async fn names(&self) -> Result<Vec<String>> {

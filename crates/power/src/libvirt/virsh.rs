@@ -26,6 +26,11 @@ impl Virsh {
         Ok(Virsh { uri, call_limit })
     }
 
+    /// Whether this is the libvirt of the host that we run on.
+    pub(super) fn is_local(&self) -> bool {
+        self.uri.contains(":///")
+    }
+
     pub(super) async fn run(&self, words: &[&str]) -> Result<String> {
         self.feed(words, "").await
     }

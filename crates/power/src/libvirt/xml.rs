@@ -2,10 +2,11 @@
 //! a definition holds much that we do not know. Pure.
 
 use std::ops::Range;
+use std::path::Path;
 
 use roxmltree::{Document, Node};
 
-use crate::BootDevice;
+use crate::{BootDevice, Kernel};
 
 /// libvirt keeps one element for each namespace in a definition's metadata.
 const NAMESPACE: &str = "urn:rackswarm:domain";
@@ -94,6 +95,32 @@ pub(super) fn first(xml: &str, device: BootDevice) -> Wrong<String> {
         }
     });
     Ok(applied(xml, edits))
+}
+
+/// The definition with a kernel that QEMU puts into memory, for one start: after a restart of the guest it would do so
+/// again, so the machine goes off then.
+pub(super) fn with_kernel(xml: &str, kernel: &Kernel) -> Wrong<String> {
+    let document = parse(xml)?;
+    let root = document.root_element();
+    let os = child(root, "os").ok_or("it has no <os>")?;
+    if child(os, "kernel").is_some() {
+        return Err(
+            "its definition has a <kernel> already, which it would boot for ever; take it out by `virsh edit`".into()
+        );
+    }
+    let path = |path: &Path| escaped(&path.display().to_string());
+    let text = format!(
+        "<kernel>{}</kernel><initrd>{}</initrd><cmdline>{}</cmdline>",
+        path(&kernel.kernel),
+        path(&kernel.initramfs),
+        escaped(&kernel.line)
+    );
+    let off = "<on_reboot>destroy</on_reboot>".to_owned();
+    let restart = match child(root, "on_reboot") {
+        Some(known) => (known.range(), off),
+        None => (os.range().end..os.range().end, off),
+    };
+    Ok(applied(xml, vec![inside(xml, os, &text), restart]))
 }
 
 /// Which kind of device the next start looks at first; `None` for a CD or a floppy.
@@ -326,6 +353,23 @@ mod tests {
         let once = first(DEVICES, BootDevice::Network).unwrap();
         assert!(once.contains("standing='devices 2,1,-'") && once.contains("<boot order='1'/></interface>"), "{once}");
         assert!(once.contains("urn:x"), "{once}");
+    }
+
+    #[test]
+    fn a_kernel_for_one_start_goes_off_when_the_guest_restarts() {
+        let kernel = Kernel { kernel: "/b/vmlinuz".into(), initramfs: "/b/init&rd".into(), line: "a=b quiet".into() };
+        let once = with_kernel(OS, &kernel).unwrap();
+        assert!(
+            once.contains(
+                "<boot dev='cdrom'/><kernel>/b/vmlinuz</kernel><initrd>/b/init&amp;rd</initrd><cmdline>a=b quiet</cmdline></os>\
+                 <on_reboot>destroy</on_reboot><devices>"
+            ),
+            "{once}"
+        );
+        assert!(with_kernel(&once, &kernel).unwrap_err().contains("<kernel> already"));
+        let restarting = OS.replace("<devices>", "<on_reboot>restart</on_reboot><devices>");
+        let once = with_kernel(&restarting, &kernel).unwrap();
+        assert!(once.contains("</os><on_reboot>destroy</on_reboot><devices>"), "{once}");
     }
 
     #[test]
