@@ -74,7 +74,9 @@ impl Swarm {
             tokio::select! {
                 done = self.download.completed() => {
                     done.map_err(fetch_error)?;
-                    return Ok(*self.download.progress().borrow());
+                    let last = *self.download.progress().borrow();
+                    reporter.progress(as_reported(&last));
+                    return Ok(last);
                 }
                 () = time::sleep(LOOK) => {}
                 reason = stop.wait() => return Err(Error::AttemptOver(reason)),
@@ -157,7 +159,7 @@ pub(crate) fn before_swarm(manifest: &Manifest, sink: &DiskSink) -> fleet::node:
 }
 
 /// The transport's numbers in the contract's words.
-fn as_reported(progress: &Progress) -> fleet::node::Progress {
+pub(crate) fn as_reported(progress: &Progress) -> fleet::node::Progress {
     fleet::node::Progress {
         done_bytes: progress.bytes_total - progress.bytes_to_move.saturating_sub(progress.bytes_done),
         total_bytes: progress.bytes_total,

@@ -307,7 +307,9 @@ impl Life<'_, Assignment> {
         );
         tracing::info!("the image is verified on the disk: {text}");
         let ledger = swarm.ledger().await;
-        // Reports are answered in order, so the next one's answer stands for this.
+        // Reports are answered in order, so the next one's answer stands for these. A short fetch is over before its progress
+        // would be told for the first time.
+        drop(self.reporter.tell(ReportKind::Progress(fetch::as_reported(&fetched))));
         drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         self.tell(ReportKind::ImageVerified { text }).await?;
 

@@ -105,6 +105,9 @@ fn ignores_the_order(firmware: Firmware) {
         assert!((1..=2).contains(&sent.len()), "{sent:?}");
         let node = node_is(&client, "node1", "it beats", WHOLE, |node| node.beat.is_some()).await?;
         assert_eq!((node.stage, node.tries, node.unexpected_total), (Stage::Running, 1, 0));
+        let deployed = node.deployed.expect("a running node has proved what it runs");
+        assert_eq!(deployed.digest, client.image(IMAGE).await?.digest);
+        assert!(deployed.disk.contains("LAB-0-0"), "{}", deployed.disk);
 
         // Running machines that start again by themselves do so too, for ever.
         let machine = lab.machines.get("node1")?;

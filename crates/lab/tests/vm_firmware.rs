@@ -1,15 +1,17 @@
-//! From a blank disk to a proved system over each firmware's way, and the boot order afterwards.
+//! The boot order around one network boot, and a machine that is deployed again.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{IMAGE, Site, WHOLE, all_running, deploy, disk_bytes, node_is, prepare, small_image, until};
+use common::{RACK, Site, WHOLE, all_running, deploy, disk_bytes, finished, node_is, prepare, small_image, until};
 use power::qemu::{Firmware, Machine};
 use power::{BootDevice, PowerDriver};
+use rackswarm_lab::demo::work;
 use rackswarm_lab::netns::{Namespace, Plan};
 use rackswarm_lab::scratch::Scratch;
 use rackswarm_lab::tool;
@@ -19,52 +21,29 @@ use rackswarm_lab::vm::{self, Machines, Spec};
 const UP: &str = "is up after";
 /// From power-on to the small system's word, under emulation on a loaded host.
 const BOOT: Duration = Duration::from_secs(240);
+/// The registry's name of the changed image, and how much was added to it: some 4 % of what is used.
+const CHANGED: &str = "changed";
+const ADDED_BYTES: u64 = 1 << 20;
 
 #[test]
-fn vm_bios_pxe_reaches_a_proved_system() {
-    provision(Firmware::Bios);
-}
-
-#[test]
-fn vm_uefi_pxe_reaches_a_proved_system() {
-    provision(Firmware::UefiPxe);
-}
-
-#[test]
-fn vm_uefi_http_boot_reaches_a_proved_system() {
-    provision(Firmware::UefiHttp);
-}
-
-fn provision(firmware: Firmware) {
-    let mut site = Site::new(vec![Spec::new("node1", firmware, disk_bytes())], "", None);
-    site.with_client(async |lab, client| {
+fn vm_a_running_machine_is_given_a_changed_image_of_which_the_change_travels_and_needs_no_server_afterwards() {
+    let mut site = Site::new(vec![Spec::new("node1", Firmware::Bios, disk_bytes())], "", None);
+    let changed = site.with_client(async |lab, client| {
         prepare(lab, &client).await?;
         all_running(&deploy(&client).await?);
-        let node = node_is(&client, "node1", "it beats", WHOLE, |node| node.beat.is_some()).await?;
-        let deployed = node.deployed.expect("a running node has proved what it runs");
-        assert_eq!(deployed.digest, client.image(IMAGE).await?.digest);
-        assert!(deployed.disk.contains("LAB-0-0"), "{}", deployed.disk);
-        Ok(())
-    });
-    site.stop_server();
-    site.check_disks(&["node1"]);
-}
-
-#[test]
-fn vm_a_running_machine_is_deployed_again_over_one_network_boot_and_needs_no_server_afterwards() {
-    let mut site = Site::new(vec![Spec::new("node1", Firmware::Bios, disk_bytes())], "", None);
-    site.with_client(async |lab, client| {
-        let image = prepare(lab, &client).await?;
-        all_running(&deploy(&client).await?);
-        all_running(&deploy(&client).await?);
+        let changed = changed_image(lab.scratch.path());
+        let image = work::import(&client, CHANGED, &changed, |_| ()).await?;
+        let begun = work::deploy_to_rack(&client, CHANGED, RACK).await?;
+        all_running(&finished(&client, begun.id, WHOLE).await?);
         let node = node_is(&client, "node1", "it runs", WHOLE, |node| node.deployed.is_some()).await?;
         assert_eq!(node.attempt, 2, "each deployment took one attempt");
-        let received = node.progress.expect("it fetched").received_bytes;
-        assert!(
-            received < image.used_bytes / 2,
-            "{received} bytes were fetched again although the disk had most of them"
-        );
-        Ok(())
+        assert_eq!(node.deployed.map(|deployed| deployed.digest), Some(image.digest));
+        let report = client.report_of(begun.id).await?;
+        let received = report.received_bytes;
+        // The file, what the file system wrote about it, and what the first system had changed on its disk: 1.4 MB of 29.
+        assert!(received >= ADDED_BYTES, "{received} bytes are less than the change");
+        assert!(received < image.used_bytes / 10, "{received} of {} bytes travelled again", image.used_bytes);
+        Ok(changed)
     });
     site.stop_server();
     let machine = site.lab.machines.get("node1").unwrap().clone();
@@ -79,7 +58,21 @@ fn vm_a_running_machine_is_deployed_again_over_one_network_boot_and_needs_no_ser
         Ok(())
     });
     site.stop_server();
-    site.check_disks(&["node1"]);
+    site.check_disks_of(&changed, &["node1"]);
+}
+
+/// The image with one more file in its system.
+fn changed_image(folder: &Path) -> PathBuf {
+    let (image, content) = (folder.join("changed.raw"), folder.join("content"));
+    tool::run("cp", ["--sparse=always", &small_image().display().to_string(), &image.display().to_string()]).unwrap();
+    let words = (0..u32::try_from(ADDED_BYTES).unwrap() / 4).map(|n| n.wrapping_mul(2_654_435_761));
+    std::fs::write(&content, words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let table = gptman::GPT::find_from(&mut std::fs::File::open(&image).unwrap()).unwrap();
+    // The last partition is the root's.
+    let root = table.iter().filter(|(_, entry)| entry.is_used()).map(|(_, entry)| entry.starting_lba).max().unwrap();
+    let place = format!("{}?offset={}", image.display(), root * table.sector_size);
+    tool::run("debugfs", ["-w", "-R", &format!("write {} added", content.display()), &place]).unwrap();
+    image
 }
 
 #[test]

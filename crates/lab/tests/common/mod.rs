@@ -82,8 +82,13 @@ impl Site {
 
     /// Switches everything off and compares the named machines' disks with the image.
     pub(crate) fn check_disks(&mut self, names: &[&str]) {
+        self.check_disks_of(&small_image(), names);
+    }
+
+    /// The same with another image.
+    pub(crate) fn check_disks_of(&mut self, image: &Path, names: &[&str]) {
         self.lab.machines.kill_all().unwrap();
-        let golden = Golden::read(&small_image(), self.lab.scratch.path()).unwrap();
+        let golden = Golden::read(image, self.lab.scratch.path()).unwrap();
         for name in names {
             let disk = &self.lab.machines.get(name).unwrap().disks[0];
             golden.compare(&disk.path).unwrap().verdict().unwrap_or_else(|error| panic!("{name}: {error}"));
