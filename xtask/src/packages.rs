@@ -51,6 +51,7 @@ const PACKAGES: &[(&str, For, &str)] = &[
     ("kea-dhcp4-server", For::Tests, "judges the lines that we write for it"),
     ("fdisk", For::Tests, "sfdisk, which divides disks by MBR"),
     ("xfsprogs", For::Tests, "captures xfs, and judges what was captured"),
+    ("skopeo", For::Tests, "writes container images, which trees are made of"),
     ("udhcpc", For::Tests, "a DHCP client"),
     ("isc-dhcp-client", For::Tests, "a DHCP client"),
     ("tftp-hpa", For::Tests, "a TFTP client"),

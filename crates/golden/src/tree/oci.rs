@@ -612,6 +612,38 @@ mod tests {
     }
 
     #[test]
+    fn what_skopeo_writes_is_read_as_a_folder_and_as_an_archive() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        fs::write(at("tree.tar"), archive("etc/motd", "hello")).unwrap();
+        for (from, to) in [
+            (format!("tarball:{}", at("tree.tar")), format!("oci:{}:web:1", at("oci"))),
+            (format!("oci:{}:web:1", at("oci")), format!("oci-archive:{}:web:1", at("oci.tar"))),
+            (format!("oci:{}:web:1", at("oci")), format!("docker-archive:{}:web:1", at("docker.tar"))),
+        ] {
+            let output = Command::new("skopeo").args(["--insecure-policy", "copy", &from, &to]).output();
+            let output = output.expect("skopeo is missing: run `cargo xtask test`, which installs it");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        for name in ["oci", "oci.tar", "docker.tar"] {
+            let source = folder.path().join(name);
+            let opened = if source.is_dir() { source } else { folder.path().join(format!("{name}.unpacked")) };
+            if name != "oci" {
+                fs::create_dir(&opened).unwrap();
+                let archive = fs::read(at(name)).unwrap();
+                let mut unpacker = Unpacker::new(&opened, Some(1), 0).unwrap();
+                unpacker.unpack(&mut archive.as_slice(), Path::new(name), false).unwrap();
+            }
+            assert!(is_container(&opened), "{name}");
+            for tag in [None, Some("web:1")] {
+                let container = Container::open(&opened, &Platform::own(), tag).unwrap();
+                container.verify().unwrap();
+                assert_eq!(unpacked(&container).unwrap(), ["etc"], "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn platforms_are_written_as_container_tools_write_them() {
         assert_eq!("linux/arm64/v8".parse::<Platform>().unwrap().to_string(), "linux/arm64/v8");
         assert!("amd64".parse::<Platform>().unwrap_err().contains("linux/amd64"));

@@ -24,8 +24,9 @@ use super::inside::{Inside, names_of, through};
 use crate::error::{Error, file};
 
 const STEP_BYTES: usize = 128 << 10;
-/// The free space is looked at again after so many bytes.
+/// The free space is looked at again after so many bytes, and before each file that is as large as this.
 const LOOK_BYTES: u64 = 64 << 20;
+const LARGE_BYTES: u64 = 1 << 20;
 /// Zeros at the end of a complete archive, in bytes (POSIX pax, section "ustar Interchange Format").
 const END_BYTES: usize = 512;
 const WHITEOUT: &[u8] = b".wh.";
@@ -412,7 +413,7 @@ impl Unpacker {
     /// The server's other files need room as well.
     fn expect_room(&mut self, size_bytes: u64) -> Result<(), Error> {
         self.unlooked_bytes = self.unlooked_bytes.saturating_add(size_bytes);
-        if self.unlooked_bytes < LOOK_BYTES {
+        if self.unlooked_bytes < LOOK_BYTES && size_bytes < LARGE_BYTES {
             return Ok(());
         }
         self.unlooked_bytes = 0;
@@ -724,6 +725,30 @@ mod tests {
         }
         let sentence = refused(&archive, None, u64::MAX / 2);
         assert!(sentence.contains("--cache"), "{sentence}");
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_entry() {
+        /// A small file system in memory, unmounted when dropped.
+        struct Small(tempfile::TempDir);
+        impl Drop for Small {
+            fn drop(&mut self) {
+                let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+            }
+        }
+        let small = Small(tempfile::tempdir().unwrap());
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(small.0.path());
+        assert!(mount.status().unwrap().success(), "mounting needs root");
+        let archive = Tar::new().file("etc/fits", "x").file("etc/large", &"x".repeat(3 << 20)).done();
+        let mut unpacker = Unpacker::new(small.0.path(), None, 0).unwrap();
+        let sentence = unpacker.unpack(&mut archive.as_slice(), Path::new("t.tar"), false).unwrap_err().to_string();
+        assert!(sentence.contains("left") && sentence.contains("--cache"), "{sentence}");
+        // Small files fill it unseen.
+        let half = "x".repeat(700 << 10);
+        let archive = Tar::new().file("etc/one", &half).file("etc/two", &half).done();
+        let sentence = unpacker.unpack(&mut archive.as_slice(), Path::new("t.tar"), false).unwrap_err().to_string();
+        assert!(sentence.contains("etc/two of t.tar") && sentence.contains("No space"), "{sentence}");
     }
 
     #[test]

@@ -1,0 +1,104 @@
+//! An image made of a tar archive and a layout is deployed by BIOS and by UEFI, and the machines prove that they run it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use api::operator::NewDeployment;
+use common::{RACK, Site, WHOLE, all_running, finished, node_is};
+use gptman::GPT;
+use power::qemu::Firmware;
+use rackswarm_lab::demo::work;
+use rackswarm_lab::rig::from_environment;
+use rackswarm_lab::vm::Spec;
+
+const TREE: &str = "tree";
+const MIB: u64 = 1 << 20;
+/// Larger than the image, so that growing has something to do.
+const DISK_BYTES: u64 = 1400 * MIB;
+/// A root of ext4 and an xfs for `/var`: a machine that does not mount both never gets to its proof.
+const LAYOUT: &str = r#"
+[[disk]]
+name = "sys"
+partition = [
+    { name = "bios", size = "1MiB", role = "bios_boot" },
+    { name = "esp", size = "64MiB", role = "esp" },
+    { name = "var", size = "400MiB" },
+    { name = "root", size = "rest" },
+]
+[[mount]]
+on = "sys.root"
+kind = "ext4"
+at = "/"
+label = "root"
+[[mount]]
+on = "sys.var"
+kind = "xfs"
+at = "/var"
+[[mount]]
+on = "sys.esp"
+kind = "vfat"
+at = "/boot/efi"
+"#;
+/// Where the root file system of a Debian image of ours begins, in bytes.
+const ROOT_START: u64 = 34 * MIB;
+
+#[test]
+fn vm_an_image_made_of_a_tar_archive_and_a_layout_starts_by_bios_and_uefi_and_proves_itself() {
+    let machines = [("bios", Firmware::Bios), ("uefi", Firmware::UefiPxe)];
+    let machines = machines.map(|(name, firmware)| Spec { memory_mib: 640, ..Spec::new(name, firmware, DISK_BYTES) });
+    let mut site = Site::new(machines.into(), "", None);
+    let folder = site.lab.scratch.path().to_owned();
+    let archive = folder.join("tree.tar.zst");
+    pack_debian(&folder, &archive);
+    std::fs::write(folder.join("layout.toml"), LAYOUT).unwrap();
+
+    let digest = site.with_client(async |lab, client| {
+        let mut import = Command::new(from_environment("RACKSWARM_TEST_PROGRAM")?);
+        import.args(["image", "import", "--name", TREE]).arg(&archive).arg("--layout").arg(folder.join("layout.toml"));
+        import.env("RACKSWARM_SERVER", &lab.plan().url).env("RACKSWARM_TOKEN_FILE", &lab.plan().token_file);
+        must(&mut import);
+        work::add_machines(&client, RACK, lab.machines.list()).await?;
+        let nodes = vec!["bios".parse()?, "uefi".parse()?];
+        let begun = client.deploy(&NewDeployment { image: TREE.to_owned(), nodes, ..NewDeployment::default() }).await?;
+        all_running(&finished(&client, begun.id, WHOLE).await?);
+        let digest = client.image(TREE).await?.digest;
+        for name in ["bios", "uefi"] {
+            let node = node_is(&client, name, "it beats", WHOLE, |node| node.beat.is_some()).await?;
+            assert_eq!(node.deployed.expect("it has proved what it runs").digest, digest);
+        }
+        Ok(digest)
+    });
+    eprintln!("both run {digest}");
+    site.stop_server();
+    site.lab.machines.kill_all().unwrap();
+    for machine in site.lab.machines.list() {
+        let table = GPT::read_from(&mut File::open(&machine.disks[0].path).unwrap(), 512).unwrap();
+        let end = (table[4].ending_lba + 1) * 512;
+        assert!(end + 2 * MIB > DISK_BYTES, "{}: the root partition ends at {} MiB", machine.name, end / MIB);
+    }
+}
+
+/// The Debian image that the other tests know, as an operator would have it who has only its files.
+fn pack_debian(folder: &Path, archive: &Path) {
+    const PACK: &str = "mount -t ext4 -o loop,ro,noload,offset=\"$0\" \"$1\" \"$2\" && \
+        tar --numeric-owner --xattrs --xattrs-include='*' -C \"$2\" --zstd -cf \"$3\" .";
+    let (disk, point) = (folder.join("debian.raw"), folder.join("point"));
+    std::fs::create_dir(&point).unwrap();
+    let program = from_environment("RACKSWARM_TEST_PROGRAM").unwrap();
+    must(Command::new(program).args(["image", "build", "debian", "--out"]).arg(&disk));
+    // The mount goes with its name space.
+    let mut pack = Command::new("unshare");
+    pack.args(["--mount", "--propagation", "private", "sh", "-c", PACK, &ROOT_START.to_string()]);
+    must(pack.args([&disk, &point, archive]));
+    std::fs::remove_file(disk).unwrap();
+}
+
+fn must(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+}
