@@ -1,7 +1,8 @@
 //! What machines are provisioned with: kernel and initramfs of the boot environment, and the words of the kernel line.
 
+use std::io;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fleet::ids::Mac;
 
@@ -39,6 +40,16 @@ impl Kernels {
         self.environment.join("initramfs")
     }
 
+    /// What is missing of the boot environment, as a sentence.
+    pub async fn lack(&self) -> Option<String> {
+        for file in [self.kernel(), self.initramfs()] {
+            if let Err(error) = tokio::fs::metadata(&file).await {
+                return Some(lacking(&file, &error));
+            }
+        }
+        None
+    }
+
     /// The words of a machine's kernel line, without `initrd=`.
     #[must_use]
     pub fn arguments(&self, keeper: &Keeper, mac: Mac, token: &str) -> Vec<String> {
@@ -61,4 +72,10 @@ impl Kernels {
         let line = self.arguments(keeper, mac, token).join(" ");
         power::Kernel { kernel: self.kernel(), initramfs: self.initramfs(), line }
     }
+}
+
+/// The sentence for a file of the boot environment that cannot be had.
+#[must_use]
+pub fn lacking(file: &Path, error: &io::Error) -> String {
+    format!("the boot environment lacks {}: {error}; make it with `rackswarm bootenv build`", file.display())
 }

@@ -250,6 +250,9 @@ async fn hand_kernel(
             "no network card of it is known, through which its agent would report; give it one and `rackswarm node set {node} --mac`"
         ));
     };
+    if let Some(lack) = kernels.lack().await {
+        return failed(lack);
+    }
     let token = match token::mint() {
         Ok(token) => token,
         Err(error) => return failed(error.to_string()),

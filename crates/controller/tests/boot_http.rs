@@ -196,7 +196,9 @@ async fn is_started_again(machine: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_handed_its_kernel_needs_no_network_boot_and_is_started_from_its_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(&config(folder.path())).await;
+    let config = config(folder.path());
+    environment(&config);
+    let server = Server::start(&config).await;
     let machine = fake("handed");
     let agent = handed(&server, &machine).await;
     let assignment = agent.register().await;
@@ -220,6 +222,7 @@ async fn a_machine_that_is_handed_its_kernel_needs_no_network_boot_and_is_starte
 async fn a_server_that_was_away_still_starts_a_machine_from_its_disk_that_was_handed_its_kernel() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path());
+    environment(&config);
     let server = Server::start(&config).await;
     let machine = fake("handed-away");
     let agent = handed(&server, &machine).await;
@@ -230,5 +233,21 @@ async fn a_server_that_was_away_still_starts_a_machine_from_its_disk_that_was_ha
     let server = Server::start(&config).await;
     is_started_again(&machine).await;
     assert_eq!(server.node("n1").await.stage, Stage::Rebooting);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_boot_environment_a_machine_that_is_handed_its_kernel_is_left_alone_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path());
+    config.deploy.attempts = 1;
+    let server = Server::start(&config).await;
+    let machine = fake("handed-nothing");
+    server.add_node("n1", mac(1), &format!("fake:{machine}?boot=kernel")).await;
+    server.import("debian", content(1)).await.unwrap();
+    server.deploy("debian", &["n1"]).await;
+    let reason = server.until_stage("n1", Stage::Failed).await.reason.unwrap();
+    assert!(reason.contains("vmlinuz") && reason.contains("rackswarm bootenv build"), "{reason}");
+    assert_eq!(power::fake::machine(&machine), None, "nothing was asked of it");
     server.stop().await;
 }

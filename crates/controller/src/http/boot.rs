@@ -27,8 +27,7 @@ use uuid::Uuid;
 use super::App;
 use super::files::{self, Content};
 use super::problem::{PathPart, Problem, QueryPart};
-use crate::director;
-use crate::token;
+use crate::{director, kernels, token};
 
 /// All routes of this file.
 pub(super) fn routes() -> Router<App> {
@@ -143,8 +142,7 @@ async fn environment_file(app: &App, mac: Mac, path: PathBuf) -> Result<Content,
         io::Result::Ok(Content::File(file, length))
     };
     open.await.map_err(|error| {
-        let sentence =
-            format!("the boot environment lacks {}: {error}; make it with `rackswarm bootenv build`", path.display());
+        let sentence = kernels::lacking(&path, &error);
         tracing::error!(%mac, stage = Stage::LoadingKernel.as_str(), "{sentence}");
         app.keeper.remark(mac, "trouble", sentence.clone());
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, sentence)

@@ -73,6 +73,15 @@ fn explain(target: &str, what: &str, complaint: &str) -> Error {
             format!("it has no such machine ({}); `virsh list --all` shows its names", excerpt(complaint)),
         );
     }
+    if has("permission denied") && (has("could not open") || has("cannot access storage file")) {
+        return Error::refused(
+            target,
+            format!(
+                "its QEMU may not read a file of the machine ({}); make it and the folders above it readable to QEMU",
+                excerpt(complaint)
+            ),
+        );
+    }
     if has("permission denied") || has("authentication failed") || has("access denied") {
         return Error::refused(
             target,
@@ -99,9 +108,15 @@ mod tests {
             ("error: Failed to start domain 'x'\nerror: internal error: boom", "boom", Advice::Retry),
             (
                 "error: Failed to start domain\nerror: Cannot access storage file: Permission denied",
-                "may not be used",
+                "may not read",
                 Advice::Refuse,
             ),
+            (
+                "error: Failed to create domain\nerror: qemu: could not open kernel file '/b/vmlinuz': Permission denied",
+                "/b/vmlinuz",
+                Advice::Refuse,
+            ),
+            ("error: authentication failed: access denied by policy", "may not be used", Advice::Refuse),
         ] {
             let error = explain("libvirt host x", "virsh start", complaint);
             assert!(error.to_string().contains(part), "{error}");
