@@ -313,7 +313,7 @@ fn another_machine_behind_a_known_mac_is_noticed() {
 }
 
 fn any_event() -> impl Strategy<Value = (u8, u32, bool)> {
-    (0u8..16, 0u32..6, any::<bool>())
+    (0u8..18, 0u32..6, any::<bool>())
 }
 
 /// Any event an attempt number may come with, right or wrong.
@@ -329,8 +329,34 @@ fn event((kind, attempt, flag): (u8, u32, bool)) -> Event {
         },
         13 => Event::Cancel(DeploymentId(u64::from(attempt.0))),
         14 => Event::StageFailed { node: name(), attempt, reason: "x".into(), retry: flag },
-        _ => Event::Release { node: name() },
+        15 => Event::Release { node: name() },
+        16 => Event::BootTokenMade { node: name(), attempt, token: hash("handed") },
+        _ => Event::KernelHanded { node: name(), attempt },
     }
+}
+
+#[test]
+fn a_kernel_that_is_handed_over_stands_for_the_way_from_lease_to_script() {
+    let mut world = World::with_node();
+    world.deploy("golden").unwrap();
+    let attempt = world.node().attempt;
+    let made = |attempt| Event::BootTokenMade { node: name(), attempt, token: hash("handed") };
+    let handed = |attempt| Event::KernelHanded { node: name(), attempt };
+    assert!(world.take(handed(attempt.next())).is_err(), "another attempt's");
+    world.take(made(attempt)).unwrap();
+    assert_eq!((world.node().stage, world.node().boot_token.clone()), (Stage::PoweringOn, Some(hash("handed"))));
+    world.take(handed(attempt)).unwrap();
+    assert_eq!(
+        (world.node().stage, world.notes.last().unwrap().kind.as_str()),
+        (Stage::LoadingKernel, "kernel_handed")
+    );
+    // Who has begun to boot gets no other token, and a late event counts as nothing unexpected.
+    assert!(world.take(made(attempt)).is_err());
+    world.take(handed(attempt)).unwrap();
+    let registered = Event::Registered { node: name(), attempt, uuid: None, token: hash("node"), text: "up".into() };
+    world.take(registered).unwrap();
+    world.take(handed(attempt)).unwrap();
+    assert_eq!((world.node().stage, world.node().unexpected_total), (Stage::AgentUp, 0));
 }
 
 proptest! {
