@@ -102,7 +102,13 @@ pub fn probe(what: &Path, head: &[u8]) -> Result<Format, Error> {
     } else if starts(b"QED\0") || starts(b"WithoutFreeSpace") || starts(b"WithouFreSpacExt") || starts(b"COWD") {
         refused("its format is obsolete; convert it with `qemu-img convert -O qcow2` first")
     } else if let Some((_, tool)) = COMPRESSED.iter().find(|(magic, _)| starts(magic)) {
-        refused(&format!("it is compressed; unpack it with `{tool}` first, or force the format raw"))
+        refused(&format!(
+            "it is compressed; unpack a disk with `{tool}` first, import a tree with --layout, or force the format raw"
+        ))
+    } else if head.get(0x101..0x106) == Some(b"ustar") {
+        refused(
+            "it is a tar archive and no disk; import it with --layout, which says what disk it goes onto, or force the format raw",
+        )
     } else {
         Ok(Format::Raw)
     }
@@ -409,6 +415,8 @@ mod tests {
 
     #[test]
     fn formats_are_told_by_their_magic() {
+        let mut tar = vec![b'x'; 512];
+        tar[0x101..0x106].copy_from_slice(b"ustar");
         let mut vdi = vec![0; 0x44];
         vdi[0x40..].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
         for (head, format) in [
@@ -429,6 +437,7 @@ mod tests {
             (b"\xfd7zXZ\0", "unxz"),
             (b"# Disk DescriptorFile\n", "other files"),
             (b"QED\0", "obsolete"),
+            (&tar, "--layout"),
         ] {
             assert!(found(head).unwrap_err().to_string().contains(word), "{head:?}");
         }

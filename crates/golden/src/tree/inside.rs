@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -15,6 +15,9 @@ use crate::error::{Error, file};
 const TEXT_BYTES: u64 = 1 << 20;
 /// Links that are followed while missing folders are made, as many as Linux follows.
 const MOST_LINKS: u32 = 40;
+const LABEL: &str = "security.selinux";
+/// A page, the most that SELinux takes.
+const LABEL_BYTES: usize = 4096;
 /// The kernel gives up on `..` while anything anywhere is renamed, and wants to be asked again.
 const TRIES: u32 = 1000;
 
@@ -101,7 +104,20 @@ impl Inside {
         let opened = rustix::fs::openat(&folder, &name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
         let mut written = File::from(opened);
         std::io::Write::write_all(&mut written, bytes).map_err(file("write", self.outside(Path::new(path))))?;
-        rustix::fs::fchmod(&written, Mode::from_raw_mode(mode)).map_err(failed)
+        rustix::fs::fchmod(&written, Mode::from_raw_mode(mode)).map_err(failed)?;
+        // SELinux gives a new file its folder's label, where a kernel with it makes the file.
+        match label(folder.as_fd()) {
+            Some(label) => {
+                rustix::fs::fsetxattr(&written, LABEL, &label, rustix::fs::XattrFlags::empty()).map_err(failed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a folder of the tree has a label of SELinux.
+    pub(crate) fn is_labelled(&self, path: &str) -> bool {
+        let folder = self.open(Path::new(path), OFlags::RDONLY | OFlags::DIRECTORY);
+        folder.is_ok_and(|folder| label(folder.as_fd()).is_some())
     }
 
     /// Makes a folder and those above it.
@@ -151,6 +167,12 @@ impl Inside {
     fn outside(&self, path: &Path) -> PathBuf {
         self.path.join(path.strip_prefix("/").unwrap_or(path))
     }
+}
+
+fn label(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let mut value = [0; LABEL_BYTES];
+    let got = rustix::fs::fgetxattr(folder, LABEL, &mut value[..]).ok()?;
+    Some(value.get(..got)?.to_owned())
 }
 
 /// The names in an open folder, without `.` and `..`.
@@ -218,6 +240,22 @@ mod tests {
         assert_eq!(tree.text("run/deep/file"), "x");
         assert!(tree.folder("loop/x").is_err());
         assert!(tree.is_plain_folder("var") && tree.is_plain_folder("none") && !tree.is_plain_folder("var/run"));
+    }
+
+    #[test]
+    fn new_files_are_labelled_like_their_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = Inside::at(root.path()).unwrap();
+        tree.write("etc/plain", 0o644, b"").unwrap();
+        assert!(!tree.is_labelled("etc"));
+        let value = b"system_u:object_r:etc_t:s0\0";
+        let set = rustix::fs::lsetxattr(root.path().join("etc"), LABEL, value, rustix::fs::XattrFlags::empty());
+        set.expect("attributes of the name space `security` need root");
+        tree.write("etc/fstab", 0o644, b"").unwrap();
+        assert!(tree.is_labelled("etc") && !tree.is_labelled("none"));
+        let mut found = [0; 64];
+        let got = rustix::fs::lgetxattr(root.path().join("etc/fstab"), LABEL, &mut found[..]).unwrap();
+        assert_eq!(&found[..got], value);
     }
 
     #[test]

@@ -87,6 +87,9 @@ impl Tree {
         if self.size_bytes.is_some_and(|size| size > MOST_BYTES) {
             return Err(Error::Tree(format!("a disk of more than {} is none", Size(MOST_BYTES))));
         }
+        if let Some(asked) = self.size_bytes {
+            place::expect_size(disk, asked)?;
+        }
         if let Some(line) = self.kernel_line.as_deref().filter(|line| !system::is_kernel_line(line)) {
             return Err(Error::Tree(format!(
                 "`{line}` is no kernel line: letters, digits, blanks and = , . _ : / + % @ - make one"

@@ -100,6 +100,17 @@ pub(crate) fn check(layout: &Layout) -> Result<(&LaidDisk, Firmware), Error> {
     Ok((disk, firmware))
 }
 
+/// Whether the layout can be made on a disk of the size that was asked for, as far as that is known without the tree.
+pub(crate) fn expect_size(disk: &LaidDisk, asked: u64) -> Result<(), Error> {
+    let rest = if disk.partitions.iter().any(|part| part.size == Extent::Rest) { MIB } else { 0 };
+    let needed = fixed_bytes(disk) + TABLE_BYTES + rest;
+    if asked < needed {
+        let (asked, needed) = (Size(asked), Size(needed));
+        return Err(Error::Tree(format!("the layout needs a disk of {needed} at least, and --size says {asked}")));
+    }
+    Ok(())
+}
+
 /// Makes the folders that file systems are mounted at. A link in their place would lead the file system's content astray.
 pub(crate) fn make_points(tree: &Inside, layout: &Layout) -> Result<(), Error> {
     for at in points(layout) {
@@ -439,8 +450,8 @@ at = "/boot/efi"
         assert_eq!(firmware, Firmware { bios: true, uefi: false });
         let slots = divide(&image, &wanted, disk, firmware, work.path()).unwrap();
         assert_eq!((slots[0].start_bytes, slots[0].size_bytes, slots[1].start_bytes), (MIB, 8 * MIB, 9 * MIB));
-        File::options().write(true).open(&image).unwrap().set_len(5 * MIB).unwrap();
-        let sentence = divide(&image, &wanted, disk, firmware, work.path()).unwrap_err().to_string();
-        assert!(sentence.contains("needs"), "{sentence}");
+        assert!(expect_size(disk, 11 * MIB).is_ok());
+        let sentence = expect_size(disk, 11 * MIB - 1).unwrap_err().to_string();
+        assert!(sentence.contains("a disk of 11 MiB at least"), "{sentence}");
     }
 }

@@ -131,6 +131,10 @@ impl<'a> System<'a> {
         }
         // A container's mark would make programs believe that they run in one.
         let _ = fs::remove_file(self.tree.path().join(".dockerenv"));
+        if needs_labels(self.tree) {
+            // systemd then labels everything at the first start, which takes one start more.
+            self.tree.write(".autorelabel", 0o644, b"")?;
+        }
         self.tree.write("etc/fstab", 0o644, self.fstab().as_bytes())?;
         self.tree.write(&format!("boot/{}/grub.cfg", self.grub), 0o600, self.menu().as_bytes())?;
         if self.firmware.uefi {
@@ -322,6 +326,13 @@ fn own_kernel_line(tree: &Inside) -> String {
     if line.is_empty() { KERNEL_LINE.to_owned() } else { line.join(" ") }
 }
 
+/// Whether the system would use SELinux, and its archive was made without labels.
+fn needs_labels(tree: &Inside) -> bool {
+    let text = tree.text("etc/selinux/config");
+    let mode = text.lines().find_map(|line| line.trim().strip_prefix("SELINUX="));
+    mode.is_some_and(|mode| mode.trim() != "disabled") && !tree.is_labelled("etc")
+}
+
 /// Where the tree has its EFI system partition, without a leading slash.
 fn esp(layout: &Layout) -> Option<String> {
     let on = |name: &str| {
@@ -498,6 +509,16 @@ at = "/"
         let whole = Fixture::new(&one).whole();
         let menu = whole.find(true).unwrap().menu();
         assert!(menu.contains("linux /boot/vmlinuz-6.1.0-37-amd64 root=UUID=R ro console=tty0"), "{menu}");
+    }
+
+    #[test]
+    fn only_an_unlabelled_system_with_a_policy_in_use_is_labelled_at_its_first_start() {
+        let fixture = Fixture::new(LAYOUT);
+        assert!(!needs_labels(&fixture.tree));
+        fixture.put("etc/selinux/config", "# SELINUX=enforcing\nSELINUX=disabled\n");
+        assert!(!needs_labels(&fixture.tree));
+        fixture.put("etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n");
+        assert!(needs_labels(&fixture.tree));
     }
 
     #[test]
