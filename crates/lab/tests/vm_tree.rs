@@ -56,11 +56,22 @@ fn vm_an_image_made_of_a_tar_archive_and_a_layout_starts_by_bios_and_uefi_and_pr
     pack_debian(&folder, &archive);
     std::fs::write(folder.join("layout.toml"), LAYOUT).unwrap();
 
+    let cut = folder.join("cut.tar.zst");
+    let whole = std::fs::read(&archive).unwrap();
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+
     let digest = site.with_client(async |lab, client| {
-        let mut import = Command::new(from_environment("RACKSWARM_TEST_PROGRAM")?);
-        import.args(["image", "import", "--name", TREE]).arg(&archive).arg("--layout").arg(folder.join("layout.toml"));
-        import.env("RACKSWARM_SERVER", &lab.plan().url).env("RACKSWARM_TOKEN_FILE", &lab.plan().token_file);
-        must(&mut import);
+        let import = |archive: &Path| {
+            let mut import = Command::new(from_environment("RACKSWARM_TEST_PROGRAM").unwrap());
+            import.args(["image", "import", "--name", TREE, "--layout"]).arg(folder.join("layout.toml")).arg(archive);
+            import.env("RACKSWARM_SERVER", &lab.plan().url).env("RACKSWARM_TOKEN_FILE", &lab.plan().token_file);
+            import
+        };
+        let refused = import(&cut).output()?;
+        let sentence = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && sentence.contains("cut off"), "{sentence}");
+        assert!(client.images().await?.is_empty(), "nothing of it is registered");
+        must(&mut import(&archive));
         work::add_machines(&client, RACK, lab.machines.list()).await?;
         let nodes = vec!["bios".parse()?, "uefi".parse()?];
         let begun = client.deploy(&NewDeployment { image: TREE.to_owned(), nodes, ..NewDeployment::default() }).await?;
