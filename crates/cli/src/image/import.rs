@@ -64,7 +64,7 @@ async fn open(path: &Path) -> Result<(File, u64)> {
     let metadata = file.metadata().await.with_context(|| format!("cannot read {shown}"))?;
     ensure!(
         !metadata.is_dir(),
-        "{shown} is a folder; an OCI layout is imported with --layout, which says what disk it goes onto"
+        "{shown} is not a file but a folder; an OCI layout is imported with --layout, which says what disk it goes onto"
     );
     ensure!(metadata.is_file(), "{shown} is not a file; copy a disk into a file first, as with `qemu-img convert`");
     ensure!(metadata.len() > 0, "{shown} is empty");
