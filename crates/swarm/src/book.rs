@@ -174,6 +174,12 @@ impl Book {
         }
     }
 
+    /// It is not dialled again unless somebody names it anew.
+    pub(crate) fn forget(&mut self, address: SocketAddr) {
+        self.leave_dialling(address);
+        self.entries.remove(&address);
+    }
+
     pub(crate) fn bar(&mut self, address: SocketAddr) {
         if let Some(entry) = self.leave_dialling(address) {
             entry.state = State::Barred;

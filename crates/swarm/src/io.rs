@@ -231,7 +231,7 @@ impl fmt::Display for Why {
             Why::Duplicate => f.write_str("the same peer is connected already"),
             Why::Banned => f.write_str("it was dropped for corrupt data before"),
             Why::Full => f.write_str("all connections are taken"),
-            Why::Displaced => f.write_str("neither side wanted anything and the connection was needed"),
+            Why::Displaced => f.write_str("neither side wanted anything of the other and the place was needed"),
             Why::BothComplete => f.write_str("both sides are complete"),
             Why::Lost => f.write_str("it was told of pieces that this node has lost"),
             Why::Silent => f.write_str("it sent nothing for too long"),

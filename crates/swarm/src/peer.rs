@@ -383,6 +383,11 @@ impl Link {
         !self.we_want && !self.wants_us && self.in_flight == 0 && self.kind != Kind::Kin
     }
 
+    /// Nothing is on its way in either direction, nor asked.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.outstanding.is_empty() && self.queue.is_empty() && self.in_flight == 0 && self.offer.is_none()
+    }
+
     pub(crate) fn decline(&mut self, piece: u32) {
         self.declined.rotate_right(1);
         self.declined[0] = piece;

@@ -349,17 +349,34 @@ fn kin_who_miss_a_piece_are_told_and_seeds_in_any_case() {
     assert_eq!([A, B, C, D].map(told), [false, true, true, false], "{out:?}");
 }
 
+/// Before the first piece has come nobody knows how long one takes.
 #[test]
-fn silent_kin_lose_the_piece_to_others_in_two_seconds() {
+fn silent_kin_lose_the_piece_to_others_in_eight_seconds_at_first() {
     let mut script = Script::with(set(&[]));
     script.kin(A, &[1], None);
     script.say(A, Message::Suggest(1));
     script.step(Input::Arrived(A, part(1, 0, 4)));
     script.kin(B, &[1], None);
-    let out = script.pass(Duration::from_millis(2_100));
+    assert_eq!(requested(&script.pass(Duration::from_millis(7_900))), []);
+    let out = script.pass(Duration::from_millis(200));
     assert!(out.contains(&Output::Say(A, Message::Cancel(part(1, 4, 12)))), "{out:?}");
     assert_eq!(requested(&out), [(B, part(1, 4, 12))], "and only what is missing");
     assert_eq!(drops(&out), []);
+}
+
+/// Requests given up at first would all fall back on the seed, which then had
+/// nothing new for anybody.
+#[test]
+fn what_mates_do_not_send_at_first_is_asked_of_a_seed_only_by_who_starves() {
+    let mut script = Script::with(set(&[]));
+    script.seed(C);
+    script.kin(B, &[], None);
+    let out = script.kin(A, &[1], None);
+    assert_eq!(requested(&out), [(A, whole(1))]);
+    let out = script.pass(Duration::from_millis(8_100));
+    assert!(out.contains(&Output::Say(A, Message::Cancel(whole(1)))), "{out:?}");
+    assert_eq!(requested(&out), []);
+    assert!(requested(&script.pass(Duration::from_secs(9))).contains(&(C, whole(1))));
 }
 
 #[test]
@@ -369,7 +386,7 @@ fn kin_that_speak_and_do_not_send_are_named() {
     let mut dropped = Vec::new();
     for _ in 0..4 {
         dropped.extend(drops(&script.say(A, Message::Suggest(1))));
-        for _ in 0..5 {
+        for _ in 0..17 {
             dropped.extend(drops(&script.pass(Duration::from_millis(500))));
             dropped.extend(drops(&script.say(A, Message::KeepAlive)));
         }
@@ -513,6 +530,32 @@ fn other_racks_hear_of_their_lanes_only_until_we_are_complete() {
     assert_eq!(told(&out, 5), [B]);
     let all = |output: &Output| matches!(output, Output::Say(C | D, Message::HaveAll));
     assert_eq!(out.iter().filter(|output| all(output)).count(), 2, "one word for the rest");
+}
+
+/// While a rack fills its lanes move; who was dialled for one that another
+/// mate has now would take the place of somebody needed.
+#[test]
+fn connections_that_serve_no_lane_any_more_end_when_there_are_many() {
+    let setup = Setup { rack: Some(RackName::new("r1").unwrap()), ..Setup::new(shape(), set(&[])) };
+    let mut script = Script::new(setup, Policy { dial_peers: 8, ..cooperative() });
+    let mates: Vec<u32> = (2..10).collect();
+    mates.iter().for_each(|mate| drop(script.kin(Peer(*mate), &[], Some("r1"))));
+    let ids: Vec<PeerId> = mates.iter().map(|mate| id(*mate)).collect();
+    let ours = claims(&ids, id(100));
+    script.pass(Duration::from_secs(1));
+    let address = SocketAddr::from(([10, 0, 0, 61], 6881));
+    let guidance = Some(Guidance { rack: RackName::new("r1").ok(), cooperative: true });
+    let interval = Duration::from_secs(3600);
+    let out = script.step(Input::Announced { interval, peers: vec![address], guidance });
+    assert!(out.contains(&Output::Dial(address)), "{out:?}");
+    let (peer, speaks) = (Peer(61), Speaks { fast: true, extended: true });
+    script.step(Input::Connected { peer, side: Side::Outbound, address, id: id(61), speaks });
+    script.say(peer, hello(Some("r2"), false));
+    script.kin(Peer(60), &[], Some("r2"));
+    assert_eq!(drops(&script.say(Peer(60), RackMessage::Lanes { claimed: ours })), []);
+    assert_eq!(drops(&script.say(peer, RackMessage::Lanes { claimed: !ours })), [(peer, Why::Displaced)]);
+    let later = script.pass(Duration::from_secs(600));
+    assert!(!later.contains(&Output::Dial(address)), "nobody named it anew");
 }
 
 #[test]

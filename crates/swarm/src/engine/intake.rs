@@ -146,8 +146,9 @@ impl Engine {
     /// How long one of our own kind may owe us without sending anything. It
     /// serves several at once, and us when it is our turn.
     pub(super) fn kin_patience(&self) -> Duration {
-        let usual = self.wait.max(self.piece_time) * PATIENCE;
-        usual.clamp(self.policy.kin_timeout, PATIENCE_MOST.max(self.policy.kin_timeout))
+        let (shortest, usual) = (self.policy.kin_timeout, self.wait.max(self.piece_time) * PATIENCE);
+        let shortest = if self.piece_time.is_zero() { FIRST_PIECE * shortest } else { shortest };
+        usual.clamp(shortest, PATIENCE_MOST.max(shortest))
     }
 
     /// When we ask whoever we can because nothing comes.

@@ -120,7 +120,9 @@ impl Engine {
         self.picker.remove_holders(&link.has);
         self.withdraw_offer(&mut link);
         self.uplink.gone(&mut link);
-        if link.side == Side::Outbound {
+        if self.is_needless(&link) {
+            self.book.forget(link.address);
+        } else if link.side == Side::Outbound {
             self.book.failed(link.address, self.now.duration(), &mut self.chance);
         }
         if link.is_kin() {

@@ -26,6 +26,12 @@ const DRAWN: usize = 3;
 /// Pieces asked of one mate at once when there are few mates.
 const MOST_OF_ONE: usize = 4;
 
+/// Seeds are spared until this part of the pieces is there.
+const FIRST_PART: u32 = 8;
+
+/// So few of our own kind may all be seeds.
+const SEEDS_ALONE: usize = 2;
+
 impl Engine {
     /// Something that was asked came, or will not come: asks for more.
     pub(super) fn pull(&mut self, out: &mut Vec<Output>) {
@@ -115,19 +121,30 @@ impl Engine {
         if self.kin == 0 {
             return;
         }
-        while let Some(piece) = self.picker.orphan(|piece| self.best_source(piece).is_some()) {
-            let Some(peer) = self.best_source(piece) else { return };
+        let spares_seeds = self.spares_seeds();
+        while let Some(piece) = self.picker.orphan(|piece| self.best_source(piece, spares_seeds).is_some()) {
+            let Some(peer) = self.best_source(piece, spares_seeds) else { return };
             if !self.fetch(peer, piece, out) {
                 return;
             }
         }
     }
 
-    /// Who can send us this piece: near before far, the idle before the busy.
-    fn best_source(&self, piece: u32) -> Option<Peer> {
-        let sources = self.links.iter().filter(|link| self.may_ask(link) && link.has.contains(piece));
-        let rank = |link: &&Link| (!self.is_near(link), link.owes_blocks(), link.strikes, link.owed_since);
-        sources.min_by_key(rank).map(|link| link.peer)
+    /// Who can send us this piece: near before far, the idle before the busy,
+    /// and last a seed that chooses what it sends.
+    fn best_source(&self, piece: u32, spares_seeds: bool) -> Option<Peer> {
+        let may_send = |link: &&Link| self.may_ask(link) && link.has.contains(piece) && !(spares_seeds && link.offers);
+        let rank = |link: &&Link| (link.offers, !self.is_near(link), link.owes_blocks(), link.strikes, link.owed_since);
+        self.links.iter().filter(may_send).min_by_key(rank).map(|link| link.peer)
+    }
+
+    /// At first all have the same few pieces, wait long for them and give up
+    /// some. If a seed had to send those again, it would have nothing new for
+    /// anybody: it is asked when we starve.
+    fn spares_seeds(&self) -> bool {
+        let has_little = self.have.count() < self.shape.pieces() / FIRST_PART;
+        let is_fed = self.starves_at() > self.now;
+        has_little && is_fed && self.kin > SEEDS_ALONE && !self.everybody_offers
     }
 
     fn may_ask(&self, link: &Link) -> bool {

@@ -4,7 +4,7 @@
 use wire::peer::{Message, PeerId, RackMessage, RackName};
 
 use super::Engine;
-use crate::io::{Output, Peer};
+use crate::io::{Output, Peer, Why};
 use crate::lanes::{self, LANES, lane_of};
 use crate::peer::Link;
 
@@ -138,6 +138,25 @@ impl Engine {
         self.has_room |= claimed != self.racks.claimed;
         self.racks.claimed = claimed;
         self.tell_lanes(claimed, out);
+        self.shed_needless(out);
+    }
+
+    /// A member of another rack that lets in other lanes than we do.
+    pub(super) fn is_needless(&self, link: &Link) -> bool {
+        let ours = self.racks.claimed | self.racks.told;
+        let is_across = link.is_kin() && !link.offers && !self.is_near(link);
+        is_across && ours != 0 && link.lanes != 0 && link.lanes & ours == 0
+    }
+
+    /// While racks fill lanes move, and connections that serve none any more pile
+    /// up until there is no room for rack mates.
+    fn shed_needless(&mut self, out: &mut Vec<Output>) {
+        let surplus = self.links.len().saturating_sub(self.policy.dial_peers);
+        if surplus == 0 {
+            return;
+        }
+        let needless = self.links.peers(|link| link.is_at_rest() && self.is_needless(link));
+        needless.into_iter().take(surplus).for_each(|peer| self.drop_peer(peer, Why::Displaced, out));
     }
 
     pub(super) fn tell_lanes(&mut self, claimed: u64, out: &mut Vec<Output>) {
@@ -166,6 +185,7 @@ impl Engine {
             let unheard: Vec<u32> = self.have.iter().filter(is_news).collect();
             unheard.into_iter().for_each(|piece| self.say(peer, Message::Have(piece), out));
         }
+        self.shed_needless(out);
         self.offer_anew(out);
     }
 

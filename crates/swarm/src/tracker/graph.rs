@@ -31,7 +31,8 @@ impl Graph {
 
     /// Links `node` to `count` more nodes of `pool`: each time the one with
     /// the fewest links among `draws` drawn by chance. Chance keeps the graph
-    /// short across, the comparison keeps it near regular.
+    /// short across, the comparison keeps it near regular. Fewer only where
+    /// the pool has no more.
     pub(super) fn attach(&mut self, node: u32, pool: &[u32], count: usize, draws: usize, chance: &mut Chance) {
         for _ in 0..count {
             let mut best: Option<u32> = None;
@@ -42,9 +43,14 @@ impl Graph {
                     best = Some(drawn);
                 }
             }
-            if let Some(best) = best {
-                self.connect(node, best);
-            }
+            // In a small pool all that were drawn may be linked already.
+            let free = |other: &&u32| **other != node && !self.of(node).contains(other);
+            let Some(best) =
+                best.or_else(|| pool.iter().filter(free).min_by_key(|other| self.of(**other).len()).copied())
+            else {
+                return;
+            };
+            self.connect(node, best);
         }
     }
 
