@@ -5,6 +5,9 @@ mod capture;
 mod draft;
 mod nodes;
 mod rollouts;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_world;
 mod wipe;
 
 use thiserror::Error;

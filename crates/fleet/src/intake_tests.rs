@@ -90,15 +90,7 @@ fn digest_of(image: &str) -> Digest {
     Digest([image.len() as u8; 32])
 }
 fn image_info(image: &str) -> ImageInfo {
-    ImageInfo {
-        name: image.parse().unwrap(),
-        digest: digest_of(image),
-        size_bytes: 1 << 30,
-        used_bytes: 1 << 28,
-        piece_size: 1 << 20,
-        infohash: "00".repeat(20),
-        sealed_at: START,
-    }
+    ImageInfo::sample(image, digest_of(image))
 }
 
 /// The main path of one attempt, without the assignment.

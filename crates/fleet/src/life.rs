@@ -107,7 +107,7 @@ impl Stage {
     /// True while the agent in memory is expected to report every few seconds.
     #[must_use]
     pub fn has_agent(self) -> bool {
-        matches!(self, Self::AgentUp | Self::Capturing | Self::Wiping | Self::Fetching | Self::PostActions)
+        WITH_AGENT.contains(&self)
     }
 }
 
@@ -179,6 +179,8 @@ use Stage::{
     Rebooting, Running, Wiping,
 };
 
+const WITH_AGENT: &[Stage] = &[AgentUp, Capturing, Wiping, Fetching, PostActions];
+
 const UNDER_WAY: &[Stage] = &[
     PoweringOn,
     Leasing,
@@ -222,16 +224,12 @@ pub const LIFE: &[Row] = &[
     Row { from: &[PoweringOn, Leasing], cause: Cause::BootloaderSent, to: Some(LoadingBootloader) },
     Row { from: ASKING_AGAIN, cause: Cause::BootloaderSent, to: None },
     Row { from: BOOTING, cause: Cause::ScriptSent, to: Some(LoadingKernel) },
-    Row {
-        from: &[AgentUp, Capturing, Wiping, Fetching, PostActions],
-        cause: Cause::Restarted,
-        to: Some(LoadingKernel),
-    },
+    Row { from: WITH_AGENT, cause: Cause::Restarted, to: Some(LoadingKernel) },
     // A machine that is to tell what it is boots our kernel as well.
     Row { from: &[Enrolled, LoadingKernel], cause: Cause::KernelSent, to: None },
     Row { from: BOOTING, cause: Cause::AgentRegistered, to: Some(AgentUp) },
     // An agent that lost its answer registers again.
-    Row { from: &[AgentUp, Capturing, Wiping, Fetching, PostActions], cause: Cause::AgentRegistered, to: None },
+    Row { from: WITH_AGENT, cause: Cause::AgentRegistered, to: None },
     // A capture leaves the disk as it was, so the node is where it was before: nothing is assigned to it.
     Row { from: &[AgentUp], cause: Cause::CaptureStarted, to: Some(Capturing) },
     Row { from: &[Capturing], cause: Cause::CaptureStarted, to: None },

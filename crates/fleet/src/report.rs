@@ -355,15 +355,7 @@ mod tests {
     }
 
     fn deployment(nodes: usize) -> Deployment {
-        let image = ImageInfo {
-            name: "golden".parse().unwrap(),
-            digest: Digest([7; 32]),
-            size_bytes: 1 << 30,
-            used_bytes: 1 << 29,
-            piece_size: 1 << 20,
-            infohash: String::new(),
-            sealed_at: START,
-        };
+        let image = ImageInfo::sample("golden", Digest([7; 32]));
         let nodes = (0..nodes).map(|index| format!("n{index}").parse().unwrap()).collect();
         let wave = Wave { kind: WaveKind::Racks, groups: vec![Group { rack: None, nodes }] };
         Deployment::new(DeploymentId(1), &image, Rollout::default(), vec![wave], START)

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use admit::{Admission, admit, book, fitness, is_waiting, spread, waits_in};
+pub use admit::{Admission, admit, book, fitness, spread, waits_in};
 pub(crate) use settings::check_windows;
 pub use settings::{Budget, Canary, Order, Rollout};
 pub use standing::{Outlook, Place, Queue, Standing, Tally};

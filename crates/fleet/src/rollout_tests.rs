@@ -71,15 +71,7 @@ impl World {
             };
             world.take(Event::AddNode { node: name, edit }).unwrap();
         }
-        let image = ImageInfo {
-            name: "golden".parse().unwrap(),
-            digest: Digest([7; 32]),
-            size_bytes: 1 << 30,
-            used_bytes: 1 << 29,
-            piece_size: 1 << 20,
-            infohash: "00".repeat(20),
-            sealed_at: START,
-        };
+        let image = ImageInfo::sample("golden", Digest([7; 32]));
         world.take(Event::ImageSealed(image)).unwrap();
         world
     }

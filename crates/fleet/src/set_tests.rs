@@ -157,15 +157,7 @@ fn a_deployed_node_is_never_removed_and_an_untouched_one_is() {
     let mut world = World::new();
     world.add("older", 4);
     world.sync(&[listed("a", &[1]), listed("b", &[2]), listed("c", &[3]), listed("o", &[4])]);
-    let image = ImageInfo {
-        name: "golden".parse().unwrap(),
-        digest: Digest([1; 32]),
-        size_bytes: 1,
-        used_bytes: 1,
-        piece_size: 1,
-        infohash: String::new(),
-        sealed_at: NOW,
-    };
+    let image = ImageInfo::sample("golden", Digest([1; 32]));
     world.tell(Event::ImageSealed(image)).unwrap();
     world
         .tell(Event::Deploy {

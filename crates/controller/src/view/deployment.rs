@@ -7,7 +7,7 @@ use fleet::change::Snapshot;
 use fleet::deployment::{Deployment, Outcome};
 use fleet::ids::{Millis, NodeName, RackName};
 use fleet::plan::Policy;
-use fleet::rollout::{admit, is_waiting};
+use fleet::rollout::{Place, admit};
 
 /// A deployment with how far its waves and racks are, and what it waits for.
 #[must_use]
@@ -15,12 +15,13 @@ pub fn deployment(snapshot: &Snapshot, policy: &Policy, deployment: &Deployment,
     let admission = admit(snapshot, policy, deployment, now);
     let count = |counts: &mut Counts, name: &NodeName| {
         counts.nodes += 1;
-        *match deployment.outcomes.get(name) {
-            Some(Outcome::Running { .. }) => &mut counts.running,
-            Some(Outcome::Failed { .. }) => &mut counts.failed,
-            Some(Outcome::Pending) if is_waiting(snapshot, deployment, name) => &mut counts.waiting,
-            Some(Outcome::Pending) => &mut counts.under_way,
-            Some(Outcome::LetGo) | None => &mut counts.let_go,
+        let outcome = deployment.outcomes.get(name).unwrap_or(&Outcome::LetGo);
+        *match Place::of(deployment, name, outcome, snapshot.nodes.get(name)) {
+            Place::Waiting => &mut counts.waiting,
+            Place::UnderWay => &mut counts.under_way,
+            Place::Running => &mut counts.running,
+            Place::Failed { .. } => &mut counts.failed,
+            Place::LetGo { .. } => &mut counts.let_go,
         } += 1;
     };
     let mut waves = Vec::new();

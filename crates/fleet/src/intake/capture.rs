@@ -6,7 +6,6 @@ use crate::ids::{Attempt, Millis, NodeName};
 use crate::intake::draft::Draft;
 use crate::intake::{Refused, check_free, find};
 use crate::life::Cause;
-use crate::node::Live;
 
 pub(super) fn capture(
     snapshot: &Snapshot,
@@ -26,18 +25,8 @@ pub(super) fn capture(
     }
     let node = find(snapshot, name)?;
     let mut draft = Draft::new(snapshot, now, node.clone());
-    draft.node.attempt = node.attempt.next();
-    draft.node.tries = 1;
+    draft.begin();
     draft.node.capture = Some(order.clone());
-    draft.node.wipe = None;
-    draft.node.deployment = None;
-    draft.node.run = None;
-    draft.node.reason = None;
-    draft.node.not_before = None;
-    draft.node.boot_token = None;
-    draft.node.pending_token = None;
-    draft.node.target = None;
-    draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
     let how = if order.generalise { "generalised" } else { "as it is" };
     let text = format!("its disk is to be captured as image {image}, {how}; nothing is written to it");
     draft.advance(Cause::Assigned, "capture_assigned", &text);
@@ -70,11 +59,7 @@ pub(super) fn done(
     let mut draft = Draft::of(snapshot, now, name, attempt)?;
     if draft.advance(Cause::Captured, "captured", text) {
         draft.node.capture = None;
-        draft.node.reason = None;
-        draft.node.boot_token = None;
-        draft.node.pending_token = None;
-        draft.live.progress = None;
-        draft.live.heard = None;
+        draft.rest();
     }
     Ok(draft.finish())
 }
@@ -83,52 +68,13 @@ pub(super) fn done(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::deployment::ImageInfo;
     use crate::event::{Event, NodeEdit};
     use crate::ids::{Digest, Mac};
-    use crate::intake::{BootWish, boot_wish, intake};
+    use crate::intake::test_world::{DIGEST, MAC, World, name};
+    use crate::intake::{BootWish, boot_wish};
     use crate::life::Stage;
-    use crate::node::{Firmware, Node, TokenHash};
-    use crate::plan::Policy;
-
-    const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
-    const DIGEST: Digest = Digest([7; 32]);
-
-    #[derive(Default)]
-    struct World {
-        snapshot: Snapshot,
-        policy: Policy,
-    }
 
     impl World {
-        fn with_node() -> Self {
-            let mut world = Self::default();
-            let image = ImageInfo {
-                name: "debian".parse().unwrap(),
-                digest: DIGEST,
-                size_bytes: 1 << 30,
-                used_bytes: 1 << 28,
-                piece_size: 1 << 20,
-                infohash: "00".repeat(20),
-                sealed_at: Millis(0),
-            };
-            world.take(Event::ImageSealed(image)).unwrap();
-            let edit = NodeEdit { macs: Some(vec![MAC]), ..NodeEdit::default() };
-            world.take(Event::AddNode { node: name(), edit }).unwrap();
-            world
-        }
-
-        fn take(&mut self, event: Event) -> Result<(), Refused> {
-            for change in intake(&self.snapshot, &self.policy, Millis(1_000_000), &event)? {
-                self.snapshot.apply(&change);
-            }
-            Ok(())
-        }
-
-        fn node(&self) -> &Node {
-            &self.snapshot.nodes[&name()]
-        }
-
         fn capture(&mut self, image: &str) -> Result<(), Refused> {
             let order = Order { image: image.parse().unwrap(), generalise: true };
             self.take(Event::Capture { node: name(), order })
@@ -141,21 +87,6 @@ mod tests {
                 self.take(Event::Proceed(id))?;
             }
             Ok(())
-        }
-
-        /// From the assignment to the agent's registration.
-        fn boot(&mut self) {
-            let (node, attempt) = (name(), self.node().attempt);
-            let token = || TokenHash("t".to_owned());
-            for event in [
-                Event::PoweredOn { node: node.clone(), attempt, text: "on".into() },
-                Event::Sighted { mac: MAC, firmware: Some(Firmware::Bios), uuid: None },
-                Event::ScriptAsked { mac: MAC, uuid: None, token: token() },
-                Event::Registered { node, attempt, uuid: None, token: token(), text: "up".into() },
-            ] {
-                self.take(event).unwrap();
-            }
-            assert_eq!(self.node().stage, Stage::AgentUp);
         }
 
         fn run_debian(&mut self) {
@@ -183,10 +114,6 @@ mod tests {
                 true => Event::Captured { node, attempt, text },
             })
         }
-    }
-
-    fn name() -> NodeName {
-        "n1".parse().unwrap()
     }
 
     #[test]

@@ -72,6 +72,26 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// A new attempt at something else: whatever was ordered before is over, and the answers to it are refused.
+    pub(super) fn begin(&mut self) {
+        let node = &mut self.node;
+        node.attempt = node.attempt.next();
+        node.tries = 1;
+        (node.capture, node.wipe, node.deployment, node.run) = (None, None, None, None);
+        (node.boot_token, node.pending_token) = (None, None);
+        (node.reason, node.not_before, node.target) = (None, None, None);
+        self.live = Live { beat: self.live.beat.clone(), power: self.live.power, ..Live::default() };
+    }
+
+    /// Nobody works on it any more.
+    pub(super) fn rest(&mut self) {
+        self.node.reason = None;
+        self.node.boot_token = None;
+        self.node.pending_token = None;
+        self.live.progress = None;
+        self.live.heard = None;
+    }
+
     /// Another try begins after the last one broke off.
     pub(super) fn try_again(&mut self, attempt: Attempt, reason: &str) {
         self.node.attempt = attempt;
@@ -173,13 +193,9 @@ impl<'a> Draft<'a> {
         // Whatever still runs on the machine for the old attempt is refused from now on.
         self.node.attempt = self.node.attempt.next();
         self.node.tries = 0;
-        self.node.boot_token = None;
-        self.node.pending_token = None;
         self.node.not_before = None;
-        self.node.reason = None;
         self.node.target = None;
-        self.live.progress = None;
-        self.live.heard = None;
+        self.rest();
     }
 
     pub(super) fn finish(self) -> Vec<Change> {

@@ -9,7 +9,7 @@ use crate::ids::{DeploymentId, ImageName, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{Refused, find};
 use crate::life::Cause;
-use crate::node::{Live, Node};
+use crate::node::Node;
 use crate::plan::Policy;
 use crate::rollout::{
     Admission, Outlook, PausedBy, Place, Rollout, Standing, Window, admit, check_windows, fitness, waits_in, waves,
@@ -171,16 +171,10 @@ fn start<'a>(
 ) -> Draft<'a> {
     let Deployment { id, image, digest, .. } = deployment;
     let mut draft = Draft::new(snapshot, now, node.clone());
-    draft.node.attempt = node.attempt.next();
-    draft.node.tries = 1;
+    draft.begin();
     draft.node.deployment = Some(*id);
-    draft.node.reason = None;
     draft.node.not_before = Some(now);
-    draft.node.boot_token = None;
-    draft.node.pending_token = None;
-    draft.node.target = None;
     draft.node.run = Some(Run::begin(node.run.clone(), *id, &node.name, rack.cloned(), draft.node.attempt, now));
-    draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
     draft.advance(Cause::Assigned, "assigned", &format!("image {image} ({digest}) assigned by {id}"));
     draft
 }

@@ -6,7 +6,6 @@ use crate::ids::{Attempt, Millis, NodeName};
 use crate::intake::draft::Draft;
 use crate::intake::{Refused, check_free, find};
 use crate::life::Cause;
-use crate::node::Live;
 use crate::wipe::{Certificate, MAX_CERTIFICATES, Wipe};
 
 pub(super) fn wipe(snapshot: &Snapshot, now: Millis, name: &NodeName, order: &Wipe) -> Result<Vec<Change>, Refused> {
@@ -21,18 +20,8 @@ pub(super) fn wipe(snapshot: &Snapshot, now: Millis, name: &NodeName, order: &Wi
         }
     }
     let mut draft = Draft::new(snapshot, now, node.clone());
-    draft.node.attempt = node.attempt.next();
-    draft.node.tries = 1;
+    draft.begin();
     draft.node.wipe = Some(order.clone());
-    draft.node.capture = None;
-    draft.node.deployment = None;
-    draft.node.run = None;
-    draft.node.reason = None;
-    draft.node.not_before = None;
-    draft.node.boot_token = None;
-    draft.node.pending_token = None;
-    draft.node.target = None;
-    draft.live = Live { beat: draft.live.beat.clone(), power: draft.live.power, ..Live::default() };
     let disks: Vec<String> = order.disks.iter().map(ToString::to_string).collect();
     let text = format!("to be wiped ({}): the disk with {}", order.method, disks.join("; the disk with "));
     draft.advance(Cause::Assigned, "wipe_assigned", &text);
@@ -90,9 +79,7 @@ pub(super) fn done(
     let mut draft = Draft::of(snapshot, now, name, attempt)?;
     if draft.advance(Cause::Wiped, "wiped", text) {
         draft.node.wipe = None;
-        draft.node.reason = None;
-        draft.node.boot_token = None;
-        draft.node.pending_token = None;
+        draft.rest();
         // What it told of its disks is not true any more.
         if let Some(inventory) = &mut draft.node.inventory {
             let wiped: Vec<&str> =
@@ -102,8 +89,6 @@ pub(super) fn done(
                 disk.signatures.clear();
             }
         }
-        draft.live.progress = None;
-        draft.live.heard = None;
     }
     Ok(draft.finish())
 }
@@ -126,59 +111,12 @@ fn being_wiped<'a>(
 mod tests {
     use super::*;
     use crate::disk::DiskRule;
-    use crate::event::{Event, NodeEdit};
-    use crate::ids::Mac;
-    use crate::intake::intake;
+    use crate::event::Event;
+    use crate::intake::test_world::{NOW, World, name};
     use crate::life::Stage;
-    use crate::node::{Firmware, Node, TokenHash};
-    use crate::plan::Policy;
     use crate::wipe::{Method, Samples, Used, Worth};
 
-    const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
-
-    #[derive(Default)]
-    struct World {
-        snapshot: Snapshot,
-        policy: Policy,
-        notes: Vec<String>,
-    }
-
     impl World {
-        fn with_node() -> Self {
-            let mut world = Self::default();
-            let edit = NodeEdit { macs: Some(vec![MAC]), ..NodeEdit::default() };
-            world.take(Event::AddNode { node: name(), edit }).unwrap();
-            world
-        }
-
-        fn take(&mut self, event: Event) -> Result<(), Refused> {
-            for change in intake(&self.snapshot, &self.policy, Millis(1_000_000), &event)? {
-                self.snapshot.apply(&change);
-                if let Change::Note(note) = &change {
-                    self.notes.push(format!("{}: {}", note.kind, note.text));
-                }
-            }
-            Ok(())
-        }
-
-        fn node(&self) -> &Node {
-            &self.snapshot.nodes[&name()]
-        }
-
-        fn boot(&mut self) {
-            let (node, attempt) = (name(), self.node().attempt);
-            let token = || TokenHash("t".to_owned());
-            for event in [
-                Event::PoweredOn { node: node.clone(), attempt, text: "on".into() },
-                Event::Sighted { mac: MAC, firmware: Some(Firmware::Bios), uuid: None },
-                Event::ScriptAsked { mac: MAC, uuid: None, token: token() },
-                Event::Registered { node, attempt, uuid: None, token: token(), text: "up".into() },
-            ] {
-                self.take(event).unwrap();
-            }
-            assert_eq!(self.node().stage, Stage::AgentUp);
-        }
-
         fn start(&mut self) -> Result<(), Refused> {
             let attempt = self.node().attempt;
             self.take(Event::WipeStarted { node: name(), attempt, text: "x".into() })
@@ -193,10 +131,6 @@ mod tests {
             let attempt = self.node().attempt;
             self.take(Event::Wiped { node: name(), attempt, text: "x".into() })
         }
-    }
-
-    fn name() -> NodeName {
-        "n1".parse().unwrap()
     }
 
     fn order() -> Wipe {
@@ -239,7 +173,7 @@ mod tests {
         world.certify().unwrap();
         let kept = world.node().certificates.clone();
         assert_eq!(kept.len(), 1, "sent twice, it is one");
-        assert_eq!((&kept[0].node, kept[0].attempt, kept[0].at), (&name(), world.node().attempt, Millis(1_000_000)));
+        assert_eq!((&kept[0].node, kept[0].attempt, kept[0].at), (&name(), world.node().attempt, NOW));
         assert!(world.notes.iter().any(|note| note.starts_with("disk_wiped:") && note.contains("not sanitised: why")));
         world.done().unwrap();
         assert_eq!((world.node().stage, world.node().wiped()), (Stage::Enrolled, None));

@@ -7,7 +7,7 @@ use super::starts::{Second, second, switched_at};
 use super::window::{Opening, opening, over_at};
 use super::{Order, Wave, WaveKind};
 use crate::change::Snapshot;
-use crate::deployment::{Deployment, DeploymentState, Outcome};
+use crate::deployment::{Deployment, DeploymentState};
 use crate::ids::{Millis, NodeName, RackName};
 use crate::node::Node;
 use crate::plan::Policy;
@@ -42,23 +42,12 @@ impl Admission {
     }
 }
 
-/// True for a node that has its turn still to come in this deployment.
-#[must_use]
-pub fn is_waiting(snapshot: &Snapshot, deployment: &Deployment, name: &NodeName) -> bool {
-    deployment.outcomes.get(name) == Some(&Outcome::Pending)
-        && !snapshot.nodes.get(name).is_some_and(|node| is_under_way(deployment, node))
-}
-
 /// The deployment in which a node has its turn still to come.
 #[must_use]
 pub fn waits_in<'a>(snapshot: &'a Snapshot, name: &NodeName) -> Option<&'a Deployment> {
     let waits = |standing: &Standing| standing.place(name) == Some(Place::Waiting);
     let (id, _) = snapshot.standings.iter().find(|(_, standing)| waits(standing))?;
     snapshot.deployments.get(id)
-}
-
-fn is_under_way(deployment: &Deployment, node: &Node) -> bool {
-    node.deployment == Some(deployment.id) && node.stage.is_under_way()
 }
 
 /// Which nodes start now, and what the others wait for. Of an active deployment of the snapshot it looks at racks and at
