@@ -8,20 +8,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use agent::run::{Options, Place};
-use agent::{Error, Watchdog};
+use agent::Error;
 use api::agent::Token;
 use api::client::Client;
-use common::{Server, json, until};
+use common::{Server, boot_token, json, on, run_agent, until};
 use fleet::disk::Disk;
 
 const MIB: u64 = 1 << 20;
 const KEY: &[u8] = b"PRIVATE-KEY-OF-THE-GOLDEN-MACHINE";
 const MAC: &str = "52:54:00:00:00:01";
-
-fn on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
-}
 
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
@@ -169,7 +164,7 @@ fn a_node_is_captured_by_its_agent_and_is_where_it_was_before() {
     server.run(&["image", "capture", "n1", "--name", "web2", "--detach"]).ok();
     let second = server.run(&["image", "capture", "n1", "--name", "web3", "--detach"]);
     assert!(second.code == 1, "{}", second.stdout);
-    let old = token(&server);
+    let old = boot_token(&server, MAC);
     server.run(&["node", "release", "n1"]).ok();
     assert!(matches!(agent(&server, old, &golden), Err(Error::Refused(_))));
     server.run(&["image", "capture", "n1", "--name", "web2", "--detach", "--as-is"]).ok();
@@ -196,36 +191,13 @@ fn a_node_whose_disk_cannot_be_captured_fails_with_a_sentence() {
 
 /// Boots the node's machine and lets its agent do what it is told.
 fn provision(server: &Server, disk: &Path) -> Result<(), Error> {
-    let token = token(server);
-    agent(server, token, disk)
+    agent(server, boot_token(server, MAC), disk)
 }
 
 /// The token of the kernel line that the machine is given.
-fn token(server: &Server) -> String {
-    let path = format!("/boot/{}/script?uuid=&platform=pcbios", MAC.replace(':', "-"));
-    let client = Client::new(&server.url, Token("none".into())).unwrap();
-    let mut token = None;
-    until("the machine is sent our kernel", || {
-        let script = String::from_utf8(on(client.read(&path, 1 << 16)).unwrap()).unwrap();
-        token = script.split_whitespace().find_map(|word| word.strip_prefix("rackswarm.token=")).map(str::to_owned);
-        token.is_some()
-    });
-    token.unwrap()
-}
-
 fn agent(server: &Server, token: String, disk: &Path) -> Result<(), Error> {
     let size_bytes = fs::metadata(disk).unwrap().len();
     let disk =
         Disk { path: disk.display().to_string(), size_bytes, serial: Some("GOLDEN-1".into()), ..Disk::default() };
-    let options = Options {
-        place: Place::Trial { disks: vec![disk], listen: "127.0.0.1:0".parse().unwrap() },
-        server: server.url.clone(),
-        token: Token(token),
-        mac: Some(MAC.parse().unwrap()),
-        post: false,
-        listen: std::time::Duration::ZERO,
-        check: false,
-        booted: None,
-    };
-    on(agent::run::run(options, &Watchdog::default()))
+    run_agent(server, MAC, token, &[disk])
 }

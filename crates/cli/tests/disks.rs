@@ -6,47 +6,12 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
-use agent::run::{Options, Place};
-use agent::{Error, Watchdog};
-use api::agent::Token;
-use api::client::Client;
-use common::{Server, json, rackswarm, until};
+use agent::Error;
+use common::{Server, boot_token, json, rackswarm, run_agent};
 use fleet::disk::Disk;
 
 const MAC: &str = "52:54:00:00:00:01";
-
-fn on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
-}
-
-/// The token of the kernel line that the machine is given.
-fn token(server: &Server) -> String {
-    let path = format!("/boot/{}/script?uuid=&platform=pcbios", MAC.replace(':', "-"));
-    let client = Client::new(&server.url, Token("none".into())).unwrap();
-    let mut token = None;
-    until("the machine is sent our kernel", || {
-        let script = String::from_utf8(on(client.read(&path, 1 << 16)).unwrap()).unwrap();
-        token = script.split_whitespace().find_map(|word| word.strip_prefix("rackswarm.token=")).map(str::to_owned);
-        token.is_some()
-    });
-    token.unwrap()
-}
-
-fn agent(server: &Server, token: String, disks: &[Disk]) -> Result<(), Error> {
-    let options = Options {
-        place: Place::Trial { disks: disks.to_vec(), listen: "127.0.0.1:0".parse().unwrap() },
-        server: server.url.clone(),
-        token: Token(token),
-        mac: Some(MAC.parse().unwrap()),
-        post: false,
-        listen: Duration::ZERO,
-        check: false,
-        booted: None,
-    };
-    on(agent::run::run(options, &Watchdog::default()))
-}
 
 fn disk(folder: &Path, name: &str, fill: u8) -> Disk {
     let path = folder.join(name);
@@ -80,7 +45,7 @@ fn a_named_disk_is_wiped_by_command_and_its_certificate_stays() {
 
     let wiping = server.command(&["node", "wipe", "n1", "--serial", "ONE", "--yes", "--json"]);
     let wiping = { wiping }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    agent(&server, token(&server), &disks).unwrap();
+    run_agent(&server, MAC, boot_token(&server, MAC), &disks).unwrap();
     let ended = wiping.wait_with_output().unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let certificates = json(&String::from_utf8(ended.stdout).unwrap());
@@ -100,7 +65,7 @@ fn a_named_disk_is_wiped_by_command_and_its_certificate_stays() {
     assert!(two.code == 1 && two.stderr.contains("2 disks match"), "{}", two.stderr);
     let wiping = server.command(&["node", "wipe", "n1", "--serial", "TWO", "--method", "sanitise", "--yes"]);
     let wiping = { wiping }.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    assert!(agent(&server, token(&server), &disks).is_err());
+    assert!(run_agent(&server, MAC, boot_token(&server, MAC), &disks).is_err());
     let ended = wiping.wait_with_output().unwrap();
     let (said, why) = (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
     assert_eq!(ended.status.code(), Some(1));
@@ -109,13 +74,13 @@ fn a_named_disk_is_wiped_by_command_and_its_certificate_stays() {
 
     // All at once; released in the middle, the order is worth nothing any more.
     server.run(&["node", "wipe", "n1", "--all", "--yes", "--detach"]).ok();
-    let old = token(&server);
+    let old = boot_token(&server, MAC);
     server.run(&["node", "release", "n1"]).ok();
     fs::write(&disks[1].path, vec![2; 6 << 20]).unwrap();
-    assert!(matches!(agent(&server, old, &disks), Err(Error::Refused(_))));
+    assert!(matches!(run_agent(&server, MAC, old, &disks), Err(Error::Refused(_))));
     assert!(is_all(&disks[1], 2));
     server.run(&["node", "wipe", "n1", "--all", "--yes", "--detach"]).ok();
-    agent(&server, token(&server), &disks).unwrap();
+    run_agent(&server, MAC, boot_token(&server, MAC), &disks).unwrap();
     assert!(is_all(&disks[0], 0) && is_all(&disks[1], 0));
 }
 

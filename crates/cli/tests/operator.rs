@@ -10,16 +10,12 @@ use std::sync::mpsc;
 
 use api::agent::{Assignment, Heartbeat, Orders, Proof, Register, Report, ReportKind, Token};
 use api::client::Client;
-use common::{PATIENCE, Server, json, until};
+use common::{PATIENCE, Server, boot_token, json, on};
 use fleet::disk::Disk;
 use fleet::node::{Beat, Progress};
 use serde_json::Value;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample operator@example";
-
-fn on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
-}
 
 /// A machine that does as firmware, loader, agent and deployed system do, without a disk.
 struct Machine<'a> {
@@ -43,15 +39,7 @@ impl Machine<'_> {
 
     /// From the boot script to the answer of the agent's registration.
     fn boot(&self) -> (Client, Assignment) {
-        let path = format!("/boot/{}/script?uuid=&platform=pcbios", self.mac.replace(':', "-"));
-        let mut token = None;
-        until("the machine is to boot our kernel", || {
-            let script = on(self.client("none").read(&path, 1 << 16)).unwrap();
-            let script = String::from_utf8(script).unwrap();
-            token = script.split_whitespace().find_map(|word| word.strip_prefix("rackswarm.token=")).map(str::to_owned);
-            token.is_some()
-        });
-        let agent = self.client(&token.unwrap());
+        let agent = self.client(&boot_token(self.server, self.mac));
         let register = Register {
             uuid: None,
             macs: vec![self.mac.to_owned()],

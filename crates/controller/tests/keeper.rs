@@ -23,7 +23,7 @@ use rackswarm_controller::store::sql::last_of_each;
 use rackswarm_controller::store::{MemoryStore, Revision, SqlStore, Store};
 use tokio_util::sync::CancellationToken;
 
-/// A store that fails as it is told to.
+/// A store that fails as it is told to, and counts what it is given to write.
 #[derive(Default)]
 struct Flaky {
     inner: MemoryStore,
@@ -33,9 +33,25 @@ struct Flaky {
     forget: AtomicU32,
     /// Reads of what changed that fail.
     blind: AtomicU32,
+    rows: AtomicU64,
+    transactions: AtomicU64,
+    /// Whole deployments among the rows.
+    deployments: AtomicU64,
 }
 
 impl Flaky {
+    fn counts(&self) -> [u64; 3] {
+        [&self.rows, &self.transactions, &self.deployments].map(|count| count.load(Ordering::SeqCst))
+    }
+
+    fn count(&self, changes: &[Change]) {
+        let rows = last_of_each(changes);
+        let whole = rows.iter().filter(|change| matches!(change, Change::PutDeployment(_))).count();
+        self.rows.fetch_add(rows.len() as u64, Ordering::SeqCst);
+        self.deployments.fetch_add(whole as u64, Ordering::SeqCst);
+        self.transactions.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn due(counter: &AtomicU32) -> bool {
         counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
     }
@@ -51,6 +67,7 @@ impl Store for Flaky {
     }
 
     fn apply<'a>(&'a self, base: Revision, changes: &'a [Change]) -> BoxFuture<'a, Result<Revision, Error>> {
+        self.count(changes);
         Box::pin(async move {
             if Self::due(&self.refuse) {
                 return Err(Self::broken());
@@ -64,61 +81,6 @@ impl Store for Flaky {
         if Self::due(&self.blind) {
             return Box::pin(async { Err(Self::broken()) });
         }
-        self.inner.since(base)
-    }
-
-    fn timeline<'a>(&'a self, node: &'a NodeName) -> BoxFuture<'a, Result<Vec<Note>, Error>> {
-        self.inner.timeline(node)
-    }
-
-    fn runs(&self, deployment: DeploymentId) -> BoxFuture<'_, Result<Vec<Run>, Error>> {
-        self.inner.runs(deployment)
-    }
-
-    fn save_leases<'a>(&'a self, leases: &'a [Lease]) -> BoxFuture<'a, Result<(), Error>> {
-        self.inner.save_leases(leases)
-    }
-
-    fn load_leases(&self) -> BoxFuture<'_, Result<Vec<Lease>, Error>> {
-        self.inner.load_leases()
-    }
-
-    fn close(&self) -> BoxFuture<'_, ()> {
-        self.inner.close()
-    }
-}
-
-/// A store that counts what it is given to write.
-#[derive(Default)]
-struct Counting {
-    inner: Flaky,
-    rows: AtomicU64,
-    transactions: AtomicU64,
-    /// Whole deployments among the rows.
-    deployments: AtomicU64,
-}
-
-impl Counting {
-    fn counts(&self) -> [u64; 3] {
-        [&self.rows, &self.transactions, &self.deployments].map(|count| count.load(Ordering::SeqCst))
-    }
-}
-
-impl Store for Counting {
-    fn apply<'a>(&'a self, base: Revision, changes: &'a [Change]) -> BoxFuture<'a, Result<Revision, Error>> {
-        let rows = last_of_each(changes);
-        let whole = rows.iter().filter(|change| matches!(change, Change::PutDeployment(_))).count();
-        self.rows.fetch_add(rows.len() as u64, Ordering::SeqCst);
-        self.deployments.fetch_add(whole as u64, Ordering::SeqCst);
-        self.transactions.fetch_add(1, Ordering::SeqCst);
-        self.inner.apply(base, changes)
-    }
-
-    fn load(&self) -> BoxFuture<'_, Result<(Snapshot, Revision), Error>> {
-        self.inner.load()
-    }
-
-    fn since(&self, base: Revision) -> BoxFuture<'_, Result<(Vec<Change>, Revision), Error>> {
         self.inner.since(base)
     }
 
@@ -254,7 +216,7 @@ async fn tell_all(keeper: &Keeper, events: impl Iterator<Item = Event>) {
 
 /// Rows, transactions and whole deployments that are written for each step of a deployment to so many nodes.
 async fn written(nodes: u16) -> Vec<(&'static str, [u64; 3])> {
-    let store = Arc::new(Counting::default());
+    let store = Arc::new(Flaky::default());
     let policy = Policy { starts_per_second: 10_000, starts_per_second_per_rack: 10_000, ..Policy::default() };
     let (keeper, _) = Keeper::start(store.clone(), policy, CancellationToken::new()).await.unwrap();
     let mac = |number: u16| Mac([2, 0, 0, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]]);

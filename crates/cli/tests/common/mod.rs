@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use agent::Watchdog;
+use agent::run::{Options, Place};
+use api::agent::Token;
+use api::client::Client;
+use fleet::disk::Disk;
 use serde_json::Value;
 
 /// How long a server may take to start or to end on a loaded machine.
@@ -165,4 +170,39 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// Waits for what a client or an agent does.
+pub fn on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+/// The token of the kernel line that the machine with this address is given.
+pub fn boot_token(server: &Server, mac: &str) -> String {
+    let path = format!("/boot/{}/script?uuid=&platform=pcbios", mac.replace(':', "-"));
+    let client = Client::new(&server.url, Token("none".into())).expect("an address");
+    let mut token = None;
+    until("the machine is sent our kernel", || {
+        let script = on(client.read(&path, 1 << 16)).expect("a boot script");
+        let script = String::from_utf8(script).expect("text");
+        token = script.split_whitespace().find_map(|word| word.strip_prefix("rackswarm.token=")).map(str::to_owned);
+        token.is_some()
+    });
+    token.expect("a token")
+}
+
+/// Runs the real agent for this machine, with files in place of its disks.
+pub fn run_agent(server: &Server, mac: &str, token: String, disks: &[Disk]) -> Result<(), agent::Error> {
+    let options = Options {
+        place: Place::Trial { disks: disks.to_vec(), listen: "127.0.0.1:0".parse().expect("an address") },
+        server: server.url.clone(),
+        token: Token(token),
+        mac: Some(mac.parse().expect("a MAC address")),
+        post: false,
+        listen: Duration::ZERO,
+        check: false,
+        booted: None,
+    };
+    on(agent::run::run(options, &Watchdog::default()))
 }
