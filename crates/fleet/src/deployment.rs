@@ -26,23 +26,6 @@ pub struct ImageInfo {
     pub sealed_at: Millis,
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-impl ImageInfo {
-    /// Of 1 GiB, a quarter of it used.
-    pub(crate) fn sample(name: &str, digest: Digest) -> Self {
-        Self {
-            name: name.parse().unwrap(),
-            digest,
-            size_bytes: 1 << 30,
-            used_bytes: 1 << 28,
-            piece_size: 1 << 20,
-            infohash: "00".repeat(20),
-            sealed_at: Millis(0),
-        }
-    }
-}
-
 /// Whether a deployment goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -3,11 +3,11 @@
 mod boot;
 mod capture;
 mod draft;
-mod nodes;
-mod rollouts;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod test_world;
+mod for_tests;
+mod nodes;
+mod rollouts;
 mod wipe;
 
 use thiserror::Error;

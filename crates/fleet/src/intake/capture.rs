@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::event::{Event, NodeEdit};
     use crate::ids::{Digest, Mac};
-    use crate::intake::test_world::{DIGEST, MAC, World, name};
+    use crate::intake::for_tests::{DIGEST, MAC, World, name};
     use crate::intake::{BootWish, boot_wish};
     use crate::life::Stage;
 

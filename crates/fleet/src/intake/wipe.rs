@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::disk::DiskRule;
     use crate::event::Event;
-    use crate::intake::test_world::{NOW, World, name};
+    use crate::intake::for_tests::{NOW, World, name};
     use crate::life::Stage;
     use crate::wipe::{Method, Samples, Used, Worth};
 

@@ -1,4 +1,4 @@
-//! One controller's knowledge of one machine, for the tests of what is done to it.
+//! What tests share: an image, and one controller's knowledge of one machine.
 
 use crate::change::{Change, Snapshot};
 use crate::deployment::ImageInfo;
@@ -12,6 +12,21 @@ use crate::plan::Policy;
 pub(super) const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 pub(super) const DIGEST: Digest = Digest([7; 32]);
 pub(super) const NOW: Millis = Millis(1_000_000);
+
+impl ImageInfo {
+    /// Of 1 GiB, a quarter of it used.
+    pub(crate) fn sample(name: &str, digest: Digest) -> Self {
+        Self {
+            name: name.parse().unwrap(),
+            digest,
+            size_bytes: 1 << 30,
+            used_bytes: 1 << 28,
+            piece_size: 1 << 20,
+            infohash: "00".repeat(20),
+            sealed_at: Millis(0),
+        }
+    }
+}
 
 #[derive(Default)]
 pub(super) struct World {
