@@ -47,8 +47,8 @@ impl Swarm {
         Ok(Self { download, _listener: listener })
     }
 
-    /// Waits until every piece is on the disk, telling how far it is. The
-    /// controller may be away meanwhile.
+    /// Waits until every piece is on the disk, telling how far it is; the last
+    /// word of it is the answer. The controller may be away meanwhile.
     ///
     /// # Errors
     /// When the disk fails, or everything is to stop.
@@ -74,9 +74,7 @@ impl Swarm {
             tokio::select! {
                 done = self.download.completed() => {
                     done.map_err(fetch_error)?;
-                    let last = *self.download.progress().borrow();
-                    reporter.progress(as_reported(&last));
-                    return Ok(last);
+                    return Ok(*self.download.progress().borrow());
                 }
                 () = time::sleep(LOOK) => {}
                 reason = stop.wait() => return Err(Error::AttemptOver(reason)),

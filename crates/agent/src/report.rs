@@ -44,8 +44,12 @@ impl Reporter {
     }
 
     /// Tells something that matters. The answer comes when it is accepted, or
-    /// fails when it never will be.
+    /// fails when it never will be. Progress that is told this way replaces what
+    /// is pending of it.
     pub(crate) fn tell(&self, kind: ReportKind) -> oneshot::Receiver<()> {
+        if matches!(kind, ReportKind::Progress(_)) {
+            self.progress.send_replace(None);
+        }
         let (accepted, answer) = oneshot::channel();
         // With no task left the answer fails by itself.
         let _ = self.important.send((kind, accepted));
@@ -78,11 +82,12 @@ impl Sender {
                 }
             };
             let progressed = async {
+                // In this order: a change that was seen is lost when another branch is taken.
+                time::sleep_until(next_progress).await;
                 // An error: the reporter is gone, and `items` says so too.
                 if newest.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                time::sleep_until(next_progress).await;
             };
             tokio::select! {
                 biased;
@@ -105,10 +110,8 @@ impl Sender {
                     alive_at = Instant::now() + ALIVE_PAUSE;
                 }
                 () = progressed, if waiting.is_empty() => {
-                    let progress = *newest.borrow_and_update();
-                    if let Some(progress) = progress
-                        && matches!(self.send(ReportKind::Progress(progress)).await, Sent::Never)
-                    {
+                    let Some(progress) = *newest.borrow_and_update() else { continue };
+                    if matches!(self.send(ReportKind::Progress(progress)).await, Sent::Never) {
                         return;
                     }
                     next_progress = Instant::now() + PROGRESS_PAUSE;
@@ -179,7 +182,64 @@ impl Pauses {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use api::agent::Token;
+    use axum::routing::post;
+    use axum::{Json, Router};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// A reporter, and what a controller on loopback is told, which accepts everything.
+    async fn reporter() -> (Reporter, mpsc::UnboundedReceiver<ReportKind>) {
+        let (heard, reports) = mpsc::unbounded_channel();
+        let accept = move |Json(report): Json<Report>| {
+            let _ = heard.send(report.what);
+            async { Json(()) }
+        };
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", socket.local_addr().unwrap());
+        let router = Router::new().route("/api/v1/agent/report", post(accept));
+        tokio::spawn(async move { axum::serve(socket, router).await.unwrap() });
+        let client = Client::new(&base, Token("x".to_owned())).unwrap();
+        (Reporter::start(client, Attempt(1), Stop::default()).0, reports)
+    }
+
+    fn done(done_bytes: u64) -> Progress {
+        Progress { done_bytes, total_bytes: 100, ..Progress::default() }
+    }
+
+    #[tokio::test]
+    async fn progress_that_is_told_replaces_what_is_pending() {
+        let (reporter, mut reports) = reporter().await;
+        // Nothing runs in between: both are there when the sender looks.
+        reporter.progress(done(40));
+        let told = reporter.tell(ReportKind::Progress(done(100)));
+        told.await.unwrap();
+        reporter.tell(ReportKind::ImageVerified { text: String::new() }).await.unwrap();
+        // A pause of progress later, the next is told, and nothing of the older one before it.
+        reporter.progress(done(100));
+        let expected = [
+            ReportKind::Progress(done(100)),
+            ReportKind::ImageVerified { text: String::new() },
+            ReportKind::Progress(done(100)),
+        ];
+        for kind in expected {
+            assert_eq!(reports.recv().await.unwrap(), kind);
+        }
+    }
+
+    #[tokio::test]
+    async fn progress_outlives_what_is_told_while_it_waits_for_its_turn() {
+        let (reporter, mut reports) = reporter().await;
+        reporter.progress(done(10));
+        assert_eq!(reports.recv().await.unwrap(), ReportKind::Progress(done(10)));
+        // It is too early for this one, and the sender is taken away from it meanwhile.
+        reporter.progress(done(20));
+        tokio::task::yield_now().await;
+        reporter.tell(ReportKind::ImageVerified { text: String::new() }).await.unwrap();
+        assert_eq!(reports.recv().await.unwrap(), ReportKind::ImageVerified { text: String::new() });
+        assert_eq!(reports.recv().await.unwrap(), ReportKind::Progress(done(20)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_to_their_limit() {
