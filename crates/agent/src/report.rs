@@ -19,10 +19,8 @@ use tokio::time::{self, Instant};
 
 use crate::Stop;
 
-/// Two progress reports.
-const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
-/// Silence after which the agent says that it is alive; the controller gives
-/// up after 60 s by default.
+/// Silence after which the agent says that it is alive, where progress is not told less often anyway; the controller
+/// gives up after 60 s by default.
 const ALIVE_PAUSE: Duration = Duration::from_secs(5);
 
 /// The way to the controller. Cheap to clone; any thread may tell.
@@ -35,11 +33,12 @@ pub(crate) struct Reporter {
 type Item = (ReportKind, oneshot::Sender<()>);
 
 impl Reporter {
-    /// Starts telling. Ends when the task is aborted or every clone is gone.
-    pub(crate) fn start(client: Client, attempt: Attempt, stop: Stop) -> (Self, JoinHandle<()>) {
+    /// Starts telling, progress at most once in each `pause`. Ends when the task
+    /// is aborted or every clone is gone.
+    pub(crate) fn start(client: Client, attempt: Attempt, pause: Duration, stop: Stop) -> (Self, JoinHandle<()>) {
         let (important, items) = mpsc::unbounded_channel();
         let (progress, newest) = watch::channel(None);
-        let sender = Sender { client, attempt, stop };
+        let sender = Sender { client, attempt, pause, stop };
         (Self { important, progress }, tokio::spawn(sender.run(items, newest)))
     }
 
@@ -65,6 +64,7 @@ impl Reporter {
 struct Sender {
     client: Client,
     attempt: Attempt,
+    pause: Duration,
     stop: Stop,
 }
 
@@ -73,7 +73,8 @@ impl Sender {
         let mut waiting: VecDeque<Item> = VecDeque::new();
         let mut pauses = Pauses::default();
         let mut next_progress = Instant::now();
-        let mut alive_at = Instant::now() + ALIVE_PAUSE;
+        let alive_pause = ALIVE_PAUSE.max(self.pause);
+        let mut alive_at = Instant::now() + alive_pause;
         loop {
             let retry = async {
                 match waiting.is_empty() {
@@ -107,21 +108,21 @@ impl Sender {
                         Sent::Later => pauses.grow(),
                         Sent::Never => return,
                     }
-                    alive_at = Instant::now() + ALIVE_PAUSE;
+                    alive_at = Instant::now() + alive_pause;
                 }
                 () = progressed, if waiting.is_empty() => {
                     let Some(progress) = *newest.borrow_and_update() else { continue };
                     if matches!(self.send(ReportKind::Progress(progress)).await, Sent::Never) {
                         return;
                     }
-                    next_progress = Instant::now() + PROGRESS_PAUSE;
-                    alive_at = Instant::now() + ALIVE_PAUSE;
+                    next_progress = Instant::now() + self.pause;
+                    alive_at = Instant::now() + alive_pause;
                 }
                 () = time::sleep_until(alive_at), if waiting.is_empty() => {
                     if matches!(self.send(ReportKind::Alive).await, Sent::Never) {
                         return;
                     }
-                    alive_at = Instant::now() + ALIVE_PAUSE;
+                    alive_at = Instant::now() + alive_pause;
                 }
             }
         }
@@ -201,7 +202,7 @@ mod tests {
         let router = Router::new().route("/api/v1/agent/report", post(accept));
         tokio::spawn(async move { axum::serve(socket, router).await.unwrap() });
         let client = Client::new(&base, Token("x".to_owned())).unwrap();
-        (Reporter::start(client, Attempt(1), Stop::default()).0, reports)
+        (Reporter::start(client, Attempt(1), Duration::from_secs(1), Stop::default()).0, reports)
     }
 
     fn done(done_bytes: u64) -> Progress {

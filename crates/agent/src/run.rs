@@ -44,6 +44,8 @@ const SILENT_LIMIT: Duration = Duration::from_secs(30 * 60);
 const ASK_PAUSE: Duration = Duration::from_secs(15);
 /// How long the last words may take. The proof of the booted system says more.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5 * 60);
+/// Between two reports of progress of a node that nothing is to be installed on.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 /// `blockdev` only talks to the kernel.
 const PROTECT_LIMIT: Duration = Duration::from_secs(30);
 /// How long the report of a failure may take.
@@ -144,7 +146,11 @@ pub async fn run(options: Options, watchdog: &Watchdog) -> Result<(), Error> {
 
     // From here on the attempt has a number, and every end is reported under it.
     let stop = Stop::default();
-    let (reporter, telling) = Reporter::start(client.clone(), attempt, stop.clone());
+    let pause = match &orders {
+        Orders::Install(order) => Duration::from_secs(order.report_seconds.max(1).into()),
+        Orders::Capture(_) | Orders::Wipe(_) => PROGRESS_PAUSE,
+    };
+    let (reporter, telling) = Reporter::start(client.clone(), attempt, pause, stop.clone());
     let (options, ground) = (&options, &ground);
     let outcome = match orders {
         Orders::Install(order) => {

@@ -84,8 +84,15 @@ pub struct Assignment {
     /// How long to go on seeding after the image is complete while others
     /// still fetch, in seconds.
     pub linger_seconds: u32,
+    /// Seconds between two reports of progress, at least 1. The more nodes are provisioned together, the less often each tells.
+    #[serde(default = "each_second")]
+    pub report_seconds: u32,
     /// What makes the image this node's own.
     pub post: PostPlan,
+}
+
+fn each_second() -> u32 {
+    1
 }
 
 /// What a registered agent is to do.

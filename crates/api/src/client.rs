@@ -70,6 +70,9 @@ impl ClientError {
 
 /// Largest answer that is read into memory, in bytes: a list of 100,000 nodes fits.
 const ANSWER_LIMIT_BYTES: usize = 256 << 20;
+/// A connection without requests is closed after this time. The controller closes them after 30 s, and whoever sends at that
+/// very moment, as heartbeats that come every 30 s do, must send again.
+const IDLE: Duration = Duration::from_secs(15);
 /// A set may be asked for its machines for that long, and the answer takes its time too.
 const SET_LIMIT: Duration = Duration::from_secs(3_660);
 /// Longest line of the event stream, in bytes.
@@ -92,6 +95,7 @@ impl Client {
     pub fn new(base: &str, token: Token) -> Result<Self, ClientError> {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
+            .pool_idle_timeout(IDLE)
             .no_proxy()
             .build()
             .map_err(|e| ClientError::Unreachable { url: base.to_owned(), cause: causes(&e) })?;

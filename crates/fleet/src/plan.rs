@@ -84,6 +84,10 @@ pub struct Driver {
     pub by_hand: bool,
 }
 
+/// Reports of progress that a controller asks for in one second, of all nodes of a deployment together. A fifth of what
+/// two cores bear that also play the nodes (`bench/results/enrol.md`).
+const REPORTS_PER_SECOND: usize = 1_000;
+
 /// Tells of the driver that a power address names.
 pub type Drivers<'a> = &'a dyn Fn(&str) -> Driver;
 
@@ -122,6 +126,14 @@ stall_seconds = 300
 post_actions_seconds = 1200
 rebooting_seconds = 900
 ";
+
+    /// Seconds between two reports of progress of a node, where so many are provisioned together. Never more than a
+    /// quarter of the silence that ends an attempt, so that lost reports do not make an agent seem dead.
+    #[must_use]
+    pub fn report_seconds(&self, nodes: usize) -> u32 {
+        let shared = u32::try_from(nodes.div_ceil(REPORTS_PER_SECOND)).unwrap_or(u32::MAX);
+        shared.clamp(1, (self.silence_seconds / 4).max(1))
+    }
 
     /// Pause before the attempt after `tries` ones, in milliseconds. The jitter
     /// comes from the node's name, so that a plan stays a function of the state.

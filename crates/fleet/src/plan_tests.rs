@@ -180,3 +180,12 @@ fn a_controller_that_was_away_or_whose_clock_has_jumped_calls_nobody_late() {
         assert_eq!(late, usual.map(|at| back.plus(at.0)), "{stage} has its whole time once more");
     }
 }
+
+#[test]
+fn the_more_nodes_the_less_often_each_tells_but_never_too_seldom_to_be_believed_alive() {
+    let policy = Policy::default();
+    let paces = [0, 1, 1_000, 1_001, 10_000, 1_000_000].map(|nodes| policy.report_seconds(nodes));
+    assert_eq!(paces, [1, 1, 1, 2, 10, 15]);
+    let impatient = Policy { silence_seconds: 3, ..policy };
+    assert_eq!(impatient.report_seconds(1_000_000), 1);
+}

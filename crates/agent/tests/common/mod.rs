@@ -242,6 +242,7 @@ fn assignment(image: &Image, url: &str) -> Assignment {
         own_disk: None,
         memory_budget_bytes: 8 << 20,
         linger_seconds: 0,
+        report_seconds: 1,
         post: PostPlan {
             kexec: false,
             host_name: "node1".into(),

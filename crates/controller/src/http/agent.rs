@@ -297,6 +297,7 @@ fn assignment(
         own_disk: node.own_disk().map(str::to_owned),
         memory_budget_bytes: memory,
         linger_seconds: if alone { 0 } else { config.swarm.linger_seconds },
+        report_seconds: app.keeper.policy().report_seconds(deployment.outcomes.len()),
         post: post_plan(app, node, &post, node_token),
     })
 }

@@ -23,8 +23,6 @@ const GIB: u64 = 1 << 30;
 const SCRIPT_BYTES: usize = 64 << 10;
 /// From the last post action to the proof.
 const REBOOT: Duration = Duration::from_secs(2);
-/// How often an agent tells how far it is, as the real one.
-const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Where all of them are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,7 +204,7 @@ impl Machine {
         let begun = Instant::now();
         let total = orders.size_bytes;
         while begun.elapsed() < self.fetching {
-            tokio::time::sleep(PROGRESS).await;
+            tokio::time::sleep(Duration::from_secs(orders.report_seconds.into())).await;
             let share = (begun.elapsed().as_secs_f64() / self.fetching.as_secs_f64()).min(1.0);
             let done = (total as f64 * share) as u64;
             let progress = Progress {
