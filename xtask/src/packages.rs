@@ -22,6 +22,9 @@ pub(crate) enum For {
     Bench,
 }
 
+/// Name, and what it is for.
+type Package = (&'static str, &'static str);
+
 /// Package, who needs it, what for.
 const PACKAGES: &[(&str, For, &str)] = &[
     ("gcc", For::Use, "linker; compiles the embedded database"),
@@ -81,22 +84,40 @@ const PACKAGES: &[(&str, For, &str)] = &[
 
 /// Installs what is missing, and only that.
 ///
-/// A fresh machine has no package lists, so they are fetched first when anything is missing.
+/// A fresh machine has no package lists, so they are fetched first when anything is missing. Packages that come from
+/// elsewhere than the machine's release may be removed by what depends on the release's (seen with `qemu-utils` from
+/// the backports and `qemu-system-x86`), so what is missing then is installed in a second round.
 pub(crate) fn install(what_for: For) -> Result<()> {
-    let missing = missing(what_for)?;
-    if missing.is_empty() {
+    let first = missing(what_for)?;
+    if first.is_empty() {
         return Ok(());
     }
-    for (name, purpose) in &missing {
-        println!("    {name}: {purpose}");
-    }
-    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
     if !run::is_root() {
-        bail!("packages are missing and only root may install them: apt-get install {}", names.join(" "));
+        bail!("packages are missing and only root may install them: apt-get install {}", names(&first).join(" "));
     }
     run::must(apt_get().arg("update"))?;
     let _quiet = NoDaemons::begin()?;
-    run::must(apt_get().args(["install", "-y", "--no-install-recommends", "--"]).args(&names))
+    add(&first)?;
+    let removed = missing(what_for)?;
+    if !removed.is_empty() {
+        add(&removed)?;
+    }
+    let still = missing(what_for)?;
+    if !still.is_empty() {
+        bail!("installed together, packages push each other out; still missing: {}", names(&still).join(" "));
+    }
+    Ok(())
+}
+
+fn add(packages: &[Package]) -> Result<()> {
+    for (name, purpose) in packages {
+        println!("    {name}: {purpose}");
+    }
+    run::must(apt_get().args(["install", "-y", "--no-install-recommends", "--"]).args(names(packages)))
+}
+
+fn names(packages: &[Package]) -> Vec<&'static str> {
+    packages.iter().map(|(name, _)| *name).collect()
 }
 
 /// While it lives, packages do not start their daemons: nobody who runs tests wants a DHCP server on his network.
@@ -127,10 +148,10 @@ impl Drop for NoDaemons {
     }
 }
 
-fn missing(what_for: For) -> Result<Vec<(&'static str, &'static str)>> {
+fn missing(what_for: For) -> Result<Vec<Package>> {
     if !run::has_program("dpkg-query") || !run::has_program("apt-get") {
-        let names: Vec<&str> = wanted(what_for).map(|(name, _)| name).collect();
-        bail!("this is not Debian, so nothing can be installed; its packages were: {}", names.join(" "));
+        let all: Vec<Package> = wanted(what_for).collect();
+        bail!("this is not Debian, so nothing can be installed; its packages were: {}", names(&all).join(" "));
     }
     let mut missing = Vec::new();
     for (name, purpose) in wanted(what_for) {
@@ -145,7 +166,7 @@ fn missing(what_for: For) -> Result<Vec<(&'static str, &'static str)>> {
     Ok(missing)
 }
 
-fn wanted(what_for: For) -> impl Iterator<Item = (&'static str, &'static str)> {
+fn wanted(what_for: For) -> impl Iterator<Item = Package> {
     PACKAGES.iter().filter(move |(_, by, _)| *by <= what_for).map(|(name, _, why)| (*name, *why))
 }
 
