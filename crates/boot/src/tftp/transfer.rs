@@ -267,8 +267,7 @@ mod tests {
             .collect()
     }
 
-    /// A client that loses every packet for which `lost` says so, in either
-    /// direction, and acknowledges as RFC 7440 asks.
+    /// A client that acknowledges as RFC 7440 asks.
     struct Client {
         content: Vec<u8>,
         block_bytes: usize,
@@ -304,22 +303,28 @@ mod tests {
         }
     }
 
-    /// Runs a whole transfer over a line that loses packets; gives back the
-    /// end, the content and how many packets the server sent.
-    fn run(bytes: usize, options: Options, mut lost: impl FnMut() -> bool) -> (End, Vec<u8>, usize) {
+    /// Runs a whole transfer over a line that loses, in either direction, every
+    /// packet for which `lost` says so, told how often the server has waited in
+    /// vain since the last block came; gives back the end, the content and how
+    /// many packets the server sent.
+    fn run(bytes: usize, options: Options, mut lost: impl FnMut(u32) -> bool) -> (End, Vec<u8>, usize) {
         let (mut transfer, mut out) = begin(bytes, options);
         let mut client = Client { content: vec![], block_bytes: 512, window: 1, got: 0, in_window: 0, done: false };
-        let (mut now, mut sent) = (NOW, 0);
+        let (mut now, mut sent, mut waits) = (NOW, 0, 0);
         loop {
             let mut answers = Vec::new();
             for packet in out.drain(..) {
                 sent += 1;
-                if !lost() {
+                if !lost(waits) {
+                    let before = client.got;
                     answers.extend(client.receive(&packet));
+                    if client.got > before {
+                        waits = 0;
+                    }
                 }
             }
             for answer in answers {
-                if !lost()
+                if !lost(waits)
                     && let Some(end) = transfer.step(now, Input::Datagram(&answer), &mut out)
                 {
                     return (end, client.content, sent);
@@ -327,6 +332,7 @@ mod tests {
             }
             if out.is_empty() {
                 now = transfer.deadline();
+                waits += 1;
                 if let Some(end) = transfer.step(now, Input::Tick, &mut out) {
                     return (end, client.content, sent);
                 }
@@ -337,7 +343,7 @@ mod tests {
     #[test]
     fn plain_transfers_of_every_edge_size() {
         for bytes in [0, 1, 511, 512, 513, 1024, 100_000] {
-            let (end, content, sent) = run(bytes, Options::default(), || false);
+            let (end, content, sent) = run(bytes, Options::default(), |_| false);
             assert_eq!((end, content), (End::Complete, file(bytes).to_vec()), "{bytes} octets");
             assert_eq!(sent, bytes / 512 + 1, "nothing is sent twice on a clean line");
         }
@@ -347,10 +353,10 @@ mod tests {
     fn block_numbers_wrap_around() {
         let bytes = 8 * 70_000;
         let options = Options { block_bytes: Some(8), ..Options::default() };
-        let (end, content, _) = run(bytes, options, || false);
+        let (end, content, _) = run(bytes, options, |_| false);
         assert_eq!(end, End::Complete);
         assert_eq!(content, file(bytes).to_vec());
-        let (end, content, _) = run(bytes, windowed(8, 16), || false);
+        let (end, content, _) = run(bytes, windowed(8, 16), |_| false);
         assert_eq!(end, End::Complete);
         assert_eq!(content, file(bytes).to_vec());
     }
@@ -417,7 +423,7 @@ mod tests {
     fn a_line_that_loses_every_fifth_packet_lets_the_file_through() {
         for window in [1, 2, 4, 16] {
             let mut packets = 0;
-            let lost = || {
+            let lost = |_| {
                 packets += 1;
                 packets % 5 == 0
             };
@@ -485,27 +491,22 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
-        fn the_content_is_right_whatever_gets_lost(
-            bytes in 0usize..20_000,
+        fn a_line_that_loses_any_packet_twice_still_carries_the_whole_file(
+            blocks in 0usize..30,
+            rest in 0usize..1_500,
             block_bytes in 8u16..1_500,
             window in 1u16..20,
             seed in any::<u64>(),
         ) {
+            let bytes = blocks * usize::from(block_bytes) + rest % usize::from(block_bytes);
             let mut state = seed;
-            let lost = || {
+            let lost = |waits| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33).is_multiple_of(4)
+                waits < 2 && (state >> 33).is_multiple_of(4)
             };
             let (end, content, _) = run(bytes, windowed(block_bytes, window), lost);
-            // Whether so bad a line lets the whole file through in time is chance; what came through is right, and the
-            // server calls complete only what the client has.
-            let whole = file(bytes);
-            prop_assert!(whole.starts_with(&content));
-            match end {
-                End::Complete => prop_assert_eq!(content.len(), bytes),
-                End::Silent { bytes: known } => prop_assert!(known <= content.len() as u64),
-                End::Refused { .. } => prop_assert!(false, "{:?}", end),
-            }
+            prop_assert_eq!(end, End::Complete);
+            prop_assert_eq!(content, file(bytes).to_vec());
         }
 
         #[test]
