@@ -79,6 +79,9 @@ pub enum Error {
     /// A layout is not built.
     #[error("the layout is not built: {0}")]
     Layout(String),
+    /// A layout that cannot be built on this machine; nothing was written.
+    #[error("the layout cannot be built here: {0}; nothing was written")]
+    LayoutWrong(#[from] fleet::layout::Wrong),
     /// A post action failed.
     #[error("post action {action}: {why}")]
     Post {
@@ -112,7 +115,11 @@ impl Error {
     #[must_use]
     pub fn retry(&self) -> bool {
         match self {
-            Self::Interlock(_) | Self::Capture(_) | Self::Wipe(_) | Self::Image(image::Error::TooSmall { .. }) => false,
+            Self::Interlock(_)
+            | Self::Capture(_)
+            | Self::Wipe(_)
+            | Self::LayoutWrong(_)
+            | Self::Image(image::Error::TooSmall { .. }) => false,
             Self::Post { retry, .. } => *retry,
             _ => true,
         }

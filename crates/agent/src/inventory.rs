@@ -80,11 +80,12 @@ impl View {
         disks
     }
 
-    /// The disk that holds the running system's root file system.
+    /// The disks that hold the running system's root file system: several where it lies on an array or a volume group.
     #[must_use]
-    pub fn disk_of_root(&self) -> Option<Disk> {
-        let device = self.mounts().into_iter().rev().find(|mount| mount.point == "/")?.device;
-        self.disk(&self.disk_name(&device)?, &BTreeMap::from([(device, "is mounted at /".to_owned())]))
+    pub fn disks_of_root(&self) -> Vec<Disk> {
+        let Some(root) = self.mounts().into_iter().rev().find(|mount| mount.point == "/") else { return Vec::new() };
+        let in_use = BTreeMap::from([(root.device.clone(), "is mounted at /".to_owned())]);
+        self.disk_names(&root.device).iter().filter_map(|name| self.disk(name, &in_use)).collect()
     }
 
     fn disk(&self, name: &str, in_use: &BTreeMap<String, String>) -> Option<Disk> {
@@ -193,22 +194,28 @@ impl View {
         text(&self.root.join("sys/class/block").join(name).join("dev"))
     }
 
-    /// The disk below a device number: itself, the disk of the partition, or
-    /// the one disk that a mapped device is made of.
-    fn disk_name(&self, device: &str) -> Option<String> {
-        let mut folder = fs::canonicalize(self.root.join("sys/dev/block").join(device)).ok()?;
-        // LVM on LUKS on a partition are three; eight end any circle.
+    /// The disks below a device number: itself, the disk of the partition, or all that a mapped device or an array is made
+    /// of.
+    fn disk_names(&self, device: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let start = fs::canonicalize(self.root.join("sys/dev/block").join(device));
+        let mut layer: BTreeSet<PathBuf> = start.into_iter().collect();
+        // LVM on LUKS on RAID on partitions are four; eight end any circle.
         for _ in 0..8 {
-            match names(&folder.join("slaves")).as_slice() {
-                [] => break,
-                [one] => folder = fs::canonicalize(folder.join("slaves").join(one)).ok()?,
-                _ => return None,
+            let mut below = BTreeSet::new();
+            for folder in layer {
+                let slaves = folder.join("slaves");
+                let made_of: Vec<PathBuf> =
+                    names(&slaves).iter().filter_map(|name| fs::canonicalize(slaves.join(name)).ok()).collect();
+                let disk = if folder.join("partition").exists() { folder.parent() } else { Some(folder.as_path()) };
+                match disk.and_then(Path::file_name) {
+                    Some(name) if made_of.is_empty() => drop(found.insert(name.to_string_lossy().into_owned())),
+                    _ => below.extend(made_of),
+                }
             }
+            layer = below;
         }
-        if folder.join("partition").exists() {
-            folder = folder.parent()?.to_owned();
-        }
-        Some(folder.file_name()?.to_string_lossy().into_owned())
+        found
     }
 
     /// Vendor, version and date.
@@ -367,6 +374,7 @@ fn number(path: &Path) -> Option<u64> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use fleet::disk::identities;
     use std::os::unix::fs::symlink;
 
     /// A machine of files: `/sys` and `/proc` as far as they are read.
@@ -535,17 +543,26 @@ mod tests {
         fixture.partition(&vda, "vda2", "254:2");
         let root = |mountinfo: &str| {
             fixture.file("proc/self/mountinfo", mountinfo.as_bytes());
-            fixture.view().disk_of_root().map(|disk| disk.identity())
+            identities(&fixture.view().disks_of_root())
         };
-        assert_eq!(root("1 0 254:2 / / rw - ext4 /dev/root rw\n").as_deref(), Some("serial:rack1-node1"));
-        assert_eq!(root("1 0 0:25 /@ / rw - btrfs /dev/vda2 rw\n").as_deref(), Some("serial:rack1-node1"));
-        assert_eq!(root("1 0 8:0 / / rw - ext4 /dev/sda rw\n").as_deref(), Some("serial:QM00001"));
-        assert_eq!(root("1 0 0:2 / / rw - rootfs rootfs rw\n"), None);
+        assert_eq!(root("1 0 254:2 / / rw - ext4 /dev/root rw\n"), "serial:rack1-node1");
+        assert_eq!(root("1 0 0:25 /@ / rw - btrfs /dev/vda2 rw\n"), "serial:rack1-node1");
+        assert_eq!(root("1 0 8:0 / / rw - ext4 /dev/sda rw\n"), "serial:QM00001");
+        assert_eq!(root("1 0 0:2 / / rw - rootfs rootfs rw\n"), "");
         // A logical volume on the partition.
         fixture.file("sys/devices/virtual/block/dm-0/dev", b"253:0");
         fixture.link("sys/devices/virtual/block/dm-0", "sys/dev/block/253:0");
         fixture.link(&format!("{vda}/vda2"), "sys/devices/virtual/block/dm-0/slaves/vda2");
-        assert_eq!(root("1 0 253:0 / / rw - ext4 /dev/mapper/v-root rw\n").as_deref(), Some("serial:rack1-node1"));
+        assert_eq!(root("1 0 253:0 / / rw - ext4 /dev/mapper/v-root rw\n"), "serial:rack1-node1");
+        // The same on a mirror of that partition and another disk.
+        let mirror = "sys/devices/virtual/block/md0";
+        fixture.link(&format!("{vda}/vda2"), &format!("{mirror}/slaves/vda2"));
+        fixture.link(&format!("sys/devices/{SATA}/block/sda"), &format!("{mirror}/slaves/sda"));
+        fixture.link(mirror, "sys/devices/virtual/block/dm-1/slaves/md0");
+        fixture.file("sys/devices/virtual/block/dm-1/dev", b"253:1");
+        fixture.link("sys/devices/virtual/block/dm-1", "sys/dev/block/253:1");
+        let both = "serial:QM00001 + serial:rack1-node1";
+        assert_eq!(root("1 0 253:1 / / rw - ext4 /dev/mapper/vg-root rw\n"), both);
     }
 
     #[test]

@@ -15,15 +15,15 @@ const APPEAR_LIMIT: Duration = Duration::from_secs(10);
 /// How long looking at one device may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(60);
 /// Where udev does not run, these make the tools create their devices themselves and wait for nobody.
-const WITHOUT_UDEV: [(&str, &str); 2] = [("DM_DISABLE_UDEV", "1"), ("MDADM_NO_UDEV", "1")];
+pub(crate) const WITHOUT_UDEV: [(&str, &str); 2] = [("DM_DISABLE_UDEV", "1"), ("MDADM_NO_UDEV", "1")];
 
 /// Gives the key of an encrypted device by its name.
 pub type Keys<'a> = dyn Fn(&str) -> Option<Vec<u8>> + 'a;
 
 /// A layout that is built, with its devices open. Dropping it closes arrays, locks and volumes, so that the disks are free.
 #[derive(Debug)]
-pub struct Built<'a> {
-    plan: &'a Plan,
+pub struct Built {
+    release: Vec<Step>,
     stop: Stop,
     open: bool,
 }
@@ -33,14 +33,14 @@ pub struct Built<'a> {
 /// # Errors
 /// [`Error::Layout`] with the step that failed, or with what is not as it should be; [`Error::AttemptOver`] when stopped.
 /// Nothing is left open then.
-pub fn build<'a>(
-    plan: &'a Plan,
+pub fn build(
+    plan: &Plan,
     disks: &[String],
     keys: &Keys<'_>,
     stop: &Stop,
     told: &dyn Fn(&Step),
-) -> Result<Built<'a>, Error> {
-    let built = Built { plan, stop: stop.clone(), open: true };
+) -> Result<Built, Error> {
+    let built = Built { release: plan.release.clone(), stop: stop.clone(), open: true };
     for disk in disks {
         contents::erase_marks(disk, stop).map_err(|error| of(&format!("take old marks off {disk}"), error))?;
     }
@@ -54,24 +54,24 @@ pub fn build<'a>(
     Ok(built)
 }
 
-impl Built<'_> {
+impl Built {
     /// Closes everything.
     ///
     /// # Errors
     /// [`Error::Layout`] with what does not close.
     pub fn close(mut self) -> Result<(), Error> {
         self.open = false;
-        for step in &self.plan.release {
+        for step in &self.release {
             run(step, &|_| None, &self.stop)?;
         }
         Ok(())
     }
 }
 
-impl Drop for Built<'_> {
+impl Drop for Built {
     fn drop(&mut self) {
         // What was not opened does not close, which is why each failure is only noted.
-        for step in self.plan.release.iter().filter(|_| self.open) {
+        for step in self.release.iter().filter(|_| self.open) {
             if let Err(error) = run(step, &|_| None, &Stop::default()) {
                 tracing::debug!("{error}");
             }
@@ -170,7 +170,14 @@ mod tests {
     fn a_step_that_fails_ends_it_and_says_which() {
         let step =
             |program, input| Step { what: "do it".into(), program, arguments: Vec::new(), input, limit_seconds: 10 };
-        let plan = |steps| Plan { steps, release: Vec::new(), expected: Vec::new(), mounts: Vec::new() };
+        let plan = |steps| Plan {
+            steps,
+            release: Vec::new(),
+            expected: Vec::new(),
+            mounts: Vec::new(),
+            arrays: Vec::new(),
+            locked: Vec::new(),
+        };
         let failing = |step| build(&plan(vec![step]), &[], &|_| None, &Stop::default(), &|_| {}).map(drop).unwrap_err();
         let sentence = failing(step("false", Input::Nothing)).to_string();
         assert!(sentence.contains("to do it: false ended with status 1"), "{sentence}");

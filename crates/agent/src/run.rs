@@ -1,5 +1,6 @@
 //! The agent's life: one function, read from top to bottom.
 
+mod tree;
 mod wipe;
 
 use std::io::Write;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use api::agent::{Assignment, CaptureOrder, DeployedConfig, Orders, Register, ReportKind, Token};
 use api::client::{Client, ClientError};
 use fleet::discovery::Card;
-use fleet::disk::{Disk, Purpose, Size, choose};
+use fleet::disk::{Disk, Purpose, Size, are_among, choose};
 use fleet::ids::Mac;
 use image::{DiskSink, Manifest, PieceSink};
 use tokio::time::{self, Instant};
@@ -275,6 +276,13 @@ impl Life<'_, CaptureOrder> {
 impl Life<'_, Assignment> {
     /// From the assignment to a disk that boots as this node.
     async fn provision(&self) -> Result<(), Error> {
+        match &self.assignment.layout {
+            Some(layout) => self.provision_tree(layout).await,
+            None => self.provision_disk().await,
+        }
+    }
+
+    async fn provision_disk(&self) -> Result<(), Error> {
         let manifest = Arc::new(self.manifest().await?);
 
         // Interlock: exactly one disk, looked for again now that all have had time to appear.
@@ -282,7 +290,7 @@ impl Life<'_, Assignment> {
         let own = self.assignment.own_disk.as_deref();
         let purpose = Purpose::Write { image_bytes: self.assignment.size_bytes, own };
         let disk = choose(&disks, &self.assignment.disk, purpose)?;
-        let is_own = own.is_none_or(|own| own == disk.identity());
+        let is_own = own.is_none_or(|own| are_among(&disk.identity(), own));
         tracing::info!("the disk is {disk}");
         let sink = Arc::new(DiskSink::open(Path::new(&disk.path), manifest)?);
         if self.assignment.keep_what_is_right && is_own {
@@ -297,9 +305,20 @@ impl Life<'_, Assignment> {
             let (path, stop) = (disk.path.clone(), self.stop.clone());
             blocking(move || contents::erase_marks(&path, &stop)).await??;
         }
-        self.zero(&sink).await?;
+        self.receive(sink).await?;
 
-        // Pieces arrive, are verified, and are written.
+        if self.options.post {
+            self.post(disk).await?;
+        }
+        if let Some(file) = &self.options.booted {
+            self.write_booted(file)?;
+        }
+        self.last_words().await
+    }
+
+    /// Pieces arrive, are verified, and are written; then they are given to others for a while.
+    async fn receive(&self, sink: Arc<DiskSink>) -> Result<(), Error> {
+        self.zero(&sink).await?;
         let began = Instant::now();
         let mut swarm = Swarm::join(&self.assignment, &sink, self.ground.listen()).await?;
         let fetched = swarm.complete(&self.reporter, self.watchdog, &self.stop).await?;
@@ -326,13 +345,11 @@ impl Life<'_, Assignment> {
         drop(self.reporter.tell(ReportKind::Ledger(ledger)));
         fetch::release(sink).await?;
         self.watchdog.feed();
+        Ok(())
+    }
 
-        if self.options.post {
-            self.post(disk).await?;
-        }
-        if let Some(file) = &self.options.booted {
-            self.write_booted(file)?;
-        }
+    /// Everything is written and closed.
+    async fn last_words(&self) -> Result<(), Error> {
         let cards = self.ground.cards(Duration::ZERO).await;
         if cards.iter().any(|card| card.switch.is_some()) {
             self.tell(ReportKind::SwitchesHeard { cards }).await?;
@@ -412,8 +429,14 @@ impl Life<'_, Assignment> {
     }
 
     async fn post(&self, disk: &Disk) -> Result<(), Error> {
-        let subject = Subject {
-            disk: PathBuf::from(&disk.path),
+        let subject = self.subject(Path::new(&disk.path));
+        let (stop, done) = (self.stop.clone(), self.done());
+        blocking(move || post::run(&subject, &stop, &done)).await?
+    }
+
+    fn subject(&self, disk: &Path) -> Subject {
+        Subject {
+            disk: disk.to_owned(),
             node: self.assignment.node.clone(),
             image: self.assignment.image.clone(),
             digest: self.assignment.digest,
@@ -421,16 +444,19 @@ impl Life<'_, Assignment> {
             mac: self.ground.mac(self.options.mac),
             own_machine: matches!(self.options.place, Place::BootEnvironment),
             plan: self.assignment.post.clone(),
-        };
-        let (reporter, watchdog, stop) = (self.reporter.clone(), self.watchdog.clone(), self.stop.clone());
-        let done = move |action: &str, took: Duration, output: String| {
+        }
+    }
+
+    /// Tells of each post action that ended well.
+    fn done(&self) -> impl Fn(&str, Duration, String) + Send + use<> {
+        let (reporter, watchdog) = (self.reporter.clone(), self.watchdog.clone());
+        move |action: &str, took: Duration, output: String| {
             watchdog.feed();
             tracing::info!("{action} done in {} ms", took.as_millis());
             let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             // Answered in order, so the last report's answer stands for these.
             drop(reporter.tell(ReportKind::PostActionDone { action: action.to_owned(), milliseconds, output }));
-        };
-        blocking(move || post::run(&subject, &stop, &done)).await?
+        }
     }
 }
 
@@ -528,13 +554,18 @@ async fn protect(path: &str, stop: &Stop) -> Result<(), Error> {
 }
 
 fn load_listed_modules() -> Modules {
+    let (modules, notes) = load_modules(Path::new("/etc/rackswarm/modules"));
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
+    modules
+}
+
+/// Loads the modules that a file lists; gives a sentence for each that did not load.
+fn load_modules(list: &Path) -> (Modules, Vec<String>) {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let mut modules = Modules::open(&Path::new("/lib/modules").join(release), &line);
-    for note in modules.load_listed(Path::new("/etc/rackswarm/modules")) {
-        tracing::warn!("{note}");
-    }
-    modules
+    let notes = modules.load_listed(list);
+    (modules, notes)
 }
 
 /// Registers until answered.

@@ -6,12 +6,16 @@ use fleet::capture::Order;
 use fleet::discovery::{Card, Findings};
 use fleet::disk::{Disk, DiskRule};
 use fleet::ids::{Attempt, Digest, ImageName, NodeName};
+use fleet::layout::Layout;
 use fleet::ledger::Ledger;
 use fleet::node::{Beat, Progress};
 use fleet::post::{Network, Script};
 use fleet::wipe::{self, Certificate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+/// Where agents read the programs that they need for layouts, with the boot token: a cpio archive (newc) packed by zstd.
+pub const LAYOUT_TOOLS: &str = "/api/v1/agent/layout-tools";
 
 /// A bearer token. Prints as `…` so that it does not end up in a log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,11 +76,15 @@ pub struct Assignment {
     pub trackers: Vec<String>,
     /// Which disk may be written.
     pub disk: DiskRule,
+    /// How its disks are divided, where the image is a tree of files and no disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub layout: Option<Layout>,
     /// True where an earlier attempt or deployment wrote the disk: what it
     /// holds is hashed first and kept where it is right.
     pub keep_what_is_right: bool,
-    /// The disk that an earlier attempt or deployment wrote ([`Disk::identity`]): marks of RAID or LVM on it came with our
-    /// own images.
+    /// The disks that an earlier attempt or deployment wrote ([`fleet::disk::identities`]): marks of RAID or LVM on them
+    /// came with our own images.
     #[serde(default)]
     pub own_disk: Option<String>,
     /// Memory for pieces in flight, in bytes.
@@ -214,7 +222,7 @@ pub enum ReportKind {
     },
     /// The disk was chosen; fetching begins.
     FetchStarted {
-        /// The disk's identity ([`Disk::identity`]).
+        /// The disk, or the disks of a layout ([`fleet::disk::identities`]).
         disk: String,
         /// Which disk, and what is lost on it.
         text: String,
@@ -262,7 +270,7 @@ pub struct Proof {
     /// Digest of the image that was verified when it was written.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub digest: Digest,
-    /// Identity of the disk that the root file system is on, read now.
+    /// The disk that the root file system is on, or the disks ([`fleet::disk::identities`]), read now.
     pub disk: String,
     /// The attempt that wrote it.
     #[cfg_attr(feature = "openapi", schema(value_type = u32))]

@@ -7,6 +7,7 @@ use fleet::deployment::ImageInfo;
 use fleet::discovery::Inventory;
 use fleet::disk::DiskRule;
 use fleet::ids::{DeploymentId, Digest, ImageName, Mac, Millis, NodeName, RackName, SetName};
+use fleet::layout::Layout;
 use fleet::life::Stage;
 use fleet::node::{Beat, Firmware, Power, Progress};
 use fleet::post::PostSettings;
@@ -222,6 +223,10 @@ pub struct ImageView {
     /// When it was sealed, in milliseconds since the Unix epoch.
     #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub sealed_at: Millis,
+    /// How nodes divide their disks, where it is a tree of files and no disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub layout: Option<Layout>,
 }
 
 impl From<&ImageInfo> for ImageView {
@@ -234,6 +239,7 @@ impl From<&ImageInfo> for ImageView {
             piece_size: image.piece_size,
             infohash: image.infohash.clone(),
             sealed_at: image.sealed_at,
+            layout: image.layout.clone(),
         }
     }
 }

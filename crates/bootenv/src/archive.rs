@@ -83,6 +83,11 @@ impl Tree {
         self.put(path, Node::Character { mode, major, minor });
     }
 
+    /// Leaves out the files that `other` has under the same path: both were taken from the same packages.
+    pub fn leave_out(&mut self, other: &Tree) {
+        self.nodes.retain(|path, _| !matches!(other.nodes.get(path), Some(Node::Copy { .. } | Node::Folder { .. })));
+    }
+
     fn put(&mut self, path: &str, node: Node) {
         for (end, _) in path.match_indices('/') {
             self.nodes.entry(path[..end].to_owned()).or_insert(Node::Folder { mode: 0o755 });
@@ -288,6 +293,29 @@ mod tests {
         other.link("sbin", "bin");
         other.text("etc/hosts", 0o644, "127.0.0.1 localhost\n");
         assert_eq!(tree().to_cpio(7).unwrap(), other.to_cpio(7).unwrap());
+    }
+
+    #[test]
+    fn files_that_are_there_already_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::write(&program, "program").unwrap();
+        let (mut base, mut more) = (Tree::default(), Tree::default());
+        base.copy("lib/libc.so.6", 0o644, &program);
+        base.link("bin/tar", "busybox");
+        base.text("lib/modules/modules.dep", 0o644, "few");
+        for path in ["lib/libc.so.6", "bin/tar", "bin/lvm"] {
+            more.copy(path, 0o755, &program);
+        }
+        more.text("lib/modules/modules.dep", 0o644, "more");
+        more.leave_out(&base);
+        let kept: Vec<&str> = more
+            .nodes
+            .keys()
+            .map(String::as_str)
+            .filter(|path| path.contains('.') || path.starts_with("bin/"))
+            .collect();
+        assert_eq!(kept, ["bin/lvm", "bin/tar", "lib/modules/modules.dep"]);
     }
 
     #[test]

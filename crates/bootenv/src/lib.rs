@@ -36,6 +36,7 @@ pub const SOURCE_DATE_EPOCH: u32 = 1_735_689_600;
 
 const MODULES_AT_START: &str = include_str!("../../../netboot/initramfs/modules-start");
 const MODULES_BY_HARDWARE: &str = include_str!("../../../netboot/initramfs/modules");
+const MODULES_FOR_LAYOUTS: &str = include_str!("../../../netboot/initramfs/modules-layout");
 
 /// Files that are copied as they are, with their permission bits.
 const FILES: &[(&str, u32, &str)] = &[
@@ -95,7 +96,7 @@ impl Flavour {
 /// What to build, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The folder that receives `vmlinuz`, `initramfs` and `bootenv.json`.
+    /// The folder that receives `vmlinuz`, `initramfs`, `layout-tools` and `bootenv.json`.
     pub out: PathBuf,
     /// The agent, a static program; it becomes `/init`.
     pub agent: PathBuf,
@@ -155,6 +156,9 @@ pub struct Description {
     pub kernel: Artifact,
     /// The initramfs.
     pub initramfs: Artifact,
+    /// What agents fetch that are to build a layout. Earlier versions had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout_tools: Option<Artifact>,
     /// The initramfs when it is unpacked, in bytes: what it costs in the machine's memory.
     pub initramfs_unpacked_bytes: u64,
     /// The agent inside the initramfs.
@@ -205,7 +209,7 @@ pub fn build(options: &Options, progress: &dyn Fn(&str)) -> Result<Built, Error>
     let busybox = tools::Busybox::get(&cache, progress)?;
     busybox.add_to(&mut tree);
     used.push(busybox.package);
-    used.extend(tools::add_programs(&cache, &mut tree, progress)?);
+    used.extend(tools::add_programs(&cache, &mut tree, tools::PROGRAMS, progress)?);
 
     progress(&format!("choose modules of {}", kernel.version));
     let modules = KernelModules::open(&kernel.package.root, &kernel.version)?;
@@ -214,6 +218,10 @@ pub fn build(options: &Options, progress: &dyn Fn(&str)) -> Result<Built, Error>
     let at_start = modules_at_start(&selection);
     tree.text("etc/rackswarm/modules", 0o644, &lines(&at_start));
     let firmware_missing = add_firmware(&mut tree, options.firmware.as_deref(), modules.firmware(&selection));
+
+    let (layout_tools, more) = layout_tools(&cache, &tree, &modules, &selection, progress)?;
+    used.extend(more);
+    let layout_tools = archive::compress_cached(&cache, &layout_tools.to_cpio(options.source_date_epoch)?, progress)?;
 
     let base = tree.to_cpio(options.source_date_epoch)?;
     let agent_segment = agent_tree(&options.agent).to_cpio(options.source_date_epoch)?;
@@ -226,6 +234,7 @@ pub fn build(options: &Options, progress: &dyn Fn(&str)) -> Result<Built, Error>
     let description = Description {
         kernel: place(&options.out, "vmlinuz", &kernel.image()?)?,
         initramfs: place(&options.out, "initramfs", &initramfs)?,
+        layout_tools: Some(place(&options.out, "layout-tools", &layout_tools)?),
         kernel_version: kernel.version,
         flavour: options.kernel,
         initramfs_unpacked_bytes: (base.len() + agent_segment.len()) as u64,
@@ -324,6 +333,25 @@ fn select_modules(modules: &KernelModules, extra: &[String], version: &str) -> R
     Ok(modules.select(listed.chain(extra.iter().map(String::as_str))))
 }
 
+/// What machines need beyond `base` to build a layout: programs, modules, and the lists of all modules in place of the base's.
+fn layout_tools(
+    cache: &Cache,
+    base: &Tree,
+    modules: &KernelModules,
+    on_board: &Selection,
+    progress: &dyn Fn(&str),
+) -> Result<(Tree, Vec<PackageVersion>), Error> {
+    let mut tree = Tree::default();
+    let packages = tools::add_programs(cache, &mut tree, tools::LAYOUT_PROGRAMS, progress)?;
+    let wanted = || names(MODULES_FOR_LAYOUTS);
+    let all = modules.select(on_board.modules.iter().map(String::as_str).chain(wanted()));
+    modules.add_to(&mut tree, &all)?;
+    let plain = wanted().map(|name| name.replace('-', "_")).filter(|name| all.modules.contains(name));
+    tree.text("etc/rackswarm/modules-layout", 0o644, &lines(&plain.collect::<Vec<_>>()));
+    tree.leave_out(base);
+    Ok((tree, packages))
+}
+
 fn modules_at_start(selection: &Selection) -> Vec<String> {
     let plain = names(MODULES_AT_START).map(|name| name.replace('-', "_"));
     plain.filter(|name| selection.modules.contains(name)).collect()
@@ -364,13 +392,14 @@ fn place(out: &Path, name: &str, bytes: &[u8]) -> Result<Artifact, Error> {
 fn summary(built: &Description) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     format!(
-        "kernel {} {:.1} MiB, initramfs {:.1} MiB ({:.1} MiB unpacked, {} modules), agent {:.1} MiB",
+        "kernel {} {:.1} MiB, initramfs {:.1} MiB ({:.1} MiB unpacked, {} modules), agent {:.1} MiB, layout tools {:.1} MiB",
         built.kernel_version,
         mib(built.kernel.size_bytes),
         mib(built.initramfs.size_bytes),
         mib(built.initramfs_unpacked_bytes),
         built.modules.len(),
         mib(built.agent.size_bytes),
+        mib(built.layout_tools.as_ref().map_or(0, |tools| tools.size_bytes)),
     )
 }
 

@@ -10,8 +10,11 @@ use crate::command::Run;
 use crate::packages::{self, PackageVersion, Unpacked};
 use crate::{Error, elf, error::file};
 
+/// Programs by the package that has them.
+pub(crate) type Programs = &'static [(&'static str, &'static [&'static str])];
+
 /// Programs that busybox does not have or does worse, by package. Their libraries follow by themselves.
-const PROGRAMS: &[(&str, &[&str])] = &[
+pub(crate) const PROGRAMS: Programs = &[
     ("e2fsprogs", &["sbin/resize2fs", "sbin/e2fsck", "sbin/dumpe2fs"]),
     ("hdparm", &["sbin/hdparm"]),
     ("nvme-cli", &["usr/sbin/nvme"]),
@@ -20,6 +23,22 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("kexec-tools", &["sbin/kexec"]),
     ("smartmontools", &["usr/sbin/smartctl"]),
     ("xfsprogs", &["usr/sbin/xfs_growfs", "usr/sbin/xfs_db", "usr/sbin/xfs_logprint"]),
+];
+
+/// Programs that only those machines need that build a layout and unpack a tree of files on it.
+pub(crate) const LAYOUT_PROGRAMS: Programs = &[
+    ("cryptsetup-bin", &["sbin/cryptsetup"]),
+    ("dosfstools", &["sbin/mkfs.vfat"]),
+    ("e2fsprogs", &["sbin/mkfs.ext4"]),
+    ("fdisk", &["sbin/sfdisk"]),
+    ("gdisk", &["sbin/sgdisk"]),
+    ("lvm2", &["sbin/lvm"]),
+    ("mdadm", &["sbin/mdadm"]),
+    // busybox's keeps no extended attributes.
+    ("tar", &["bin/tar"]),
+    ("util-linux", &["usr/bin/partx", "sbin/mkswap"]),
+    ("xfsprogs", &["sbin/mkfs.xfs"]),
+    ("zstd", &["usr/bin/zstd"]),
 ];
 
 /// Where a package may keep its shared libraries.
@@ -56,15 +75,16 @@ impl Busybox {
     }
 }
 
-/// Adds the disk tools as `/bin/NAME`, their libraries and the dynamic loader, and gives the packages they came from.
+/// Adds programs as `/bin/NAME`, their libraries and the dynamic loader, and gives the packages they came from.
 pub(crate) fn add_programs(
     cache: &Cache,
     tree: &mut Tree,
+    programs: Programs,
     progress: &dyn Fn(&str),
 ) -> Result<Vec<PackageVersion>, Error> {
     let mut sources = Sources { cache, progress, unpacked: BTreeMap::new() };
     let mut open = VecDeque::new();
-    for (package, programs) in PROGRAMS {
+    for (package, programs) in programs {
         for program in *programs {
             let path = sources.get(package)?.file(program).or_else(|_| sources.get(package)?.file(&merged(program)))?;
             let name = program.rsplit('/').next().unwrap_or(program);

@@ -127,8 +127,20 @@ fn list(images: &[ImageView]) -> String {
 }
 
 fn describe(image: &ImageView) -> String {
+    let kind = image.layout.as_ref().map_or_else(
+        || "a disk".to_owned(),
+        |layout| {
+            let mounts = layout.mounts.iter().map(|mount| {
+                let kind = mount.kind.as_str();
+                mount.at.as_ref().map_or_else(|| kind.to_owned(), |at| format!("{kind} at {at}"))
+            });
+            let (disks, mounts) = (layout.disks.len(), mounts.collect::<Vec<_>>().join(", "));
+            format!("a tree, for a layout that nodes build on {disks} of their disks: {mounts}")
+        },
+    );
     let lines = [
         ("image", image.name.to_string()),
+        ("kind", kind),
         ("size", format!("{} ({} bytes)", bytes(image.size_bytes), image.size_bytes)),
         (
             "used",

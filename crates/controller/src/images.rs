@@ -229,7 +229,8 @@ impl Images {
         let (image, source, torrent, info) = blocking(move || {
             let source = FileSource::open(&image.disk_path(), Arc::clone(&image.manifest))?;
             let torrent = image.torrent(&announce)?;
-            let info = info(&image);
+            let layout = image.layout()?;
+            let info = info(&image).map(|info| ImageInfo { layout, ..info });
             Ok((image, source, torrent, info))
         })
         .await?;
@@ -267,6 +268,7 @@ fn info(image: &Image) -> Option<ImageInfo> {
         piece_size: manifest.piece_size_bytes(),
         infohash: manifest.infohash()?.to_string(),
         sealed_at: Millis(u64::try_from(milliseconds).unwrap_or(u64::MAX)),
+        layout: None,
     })
 }
 

@@ -40,6 +40,20 @@ impl Kernels {
         self.environment.join("initramfs")
     }
 
+    /// The archive of programs that build layouts.
+    #[must_use]
+    pub fn layout_tools(&self) -> PathBuf {
+        self.environment.join("layout-tools")
+    }
+
+    /// What is missing of the boot environment for images that are a tree of files, as a sentence. An agent of an older one
+    /// knows no layouts.
+    pub async fn lack_for_layouts(&self) -> Option<String> {
+        let tools = self.layout_tools();
+        let missing = tokio::fs::metadata(&tools).await.err();
+        missing.map(|error| lacking(&tools, &error))
+    }
+
     /// What is missing of the boot environment, as a sentence.
     pub async fn lack(&self) -> Option<String> {
         for file in [self.kernel(), self.initramfs()] {

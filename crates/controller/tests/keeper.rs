@@ -229,6 +229,7 @@ async fn written(nodes: u16) -> Vec<(&'static str, [u64; 3])> {
         piece_size: 1 << 20,
         infohash: "00".repeat(20),
         sealed_at: Millis(1),
+        layout: None,
     };
     keeper.tell(Event::ImageSealed(image)).await.unwrap();
     let add = |number| {

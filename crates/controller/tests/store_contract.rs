@@ -418,6 +418,7 @@ fn deployment(id: u64) -> Deployment {
         piece_size: 1 << 20,
         infohash: "00".repeat(20),
         sealed_at: Millis(1),
+        layout: None,
     };
     let nodes = vec!["n1".parse().unwrap(), "n2".parse().unwrap()];
     let wave = Wave { kind: WaveKind::Racks, groups: vec![Group { rack: Some("r1".parse().unwrap()), nodes }] };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{DeploymentId, Digest, ImageName, Millis, NodeName, RackName};
+use crate::layout::Layout;
 use crate::rollout::{FAILED_LEADERS, Order, Outlook, Pause, PausedBy, Place, Rollout, Tally, Wave, WaveKind};
 
 /// An image that can be deployed, as the registry knows it.
@@ -24,6 +25,9 @@ pub struct ImageInfo {
     pub infohash: String,
     /// When it was sealed.
     pub sealed_at: Millis,
+    /// How the nodes divide their disks, where the image is a tree of files and no disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
 }
 
 /// Whether a deployment goes on.

@@ -133,6 +133,23 @@ impl Disk {
     }
 }
 
+/// Between the identities of several disks in one text.
+const AND: &str = " + ";
+
+/// The identities of several disks as one text ([`Disk::identity`]), in an order that does not depend on theirs.
+#[must_use]
+pub fn identities<'a>(disks: impl IntoIterator<Item = &'a Disk>) -> String {
+    let mut all: Vec<String> = disks.into_iter().map(Disk::identity).collect();
+    all.sort();
+    all.join(AND)
+}
+
+/// Whether every disk that `some` names is among those that `all` names; both as [`identities`] writes them.
+#[must_use]
+pub fn are_among(some: &str, all: &str) -> bool {
+    some.split(AND).all(|one| all.split(AND).any(|other| one == other))
+}
+
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}", self.path, Size(self.size_bytes))?;
@@ -277,6 +294,18 @@ mod tests {
         d.wwn = None;
         d.serial = None;
         assert_eq!(d.identity(), "path:/dev/vda:1073741824");
+    }
+
+    #[test]
+    fn several_disks_are_named_in_one_text() {
+        let disk = |serial: &str| Disk { serial: Some(serial.into()), ..Disk::default() };
+        let (a, b) = (disk("a"), disk("b"));
+        let both = identities([&b, &a]);
+        assert_eq!(both, "serial:a + serial:b");
+        assert_eq!(identities([&a]), a.identity());
+        assert!(are_among("serial:a", &both) && are_among(&both, &both) && are_among("serial:b + serial:a", &both));
+        assert!(!are_among(&both, "serial:a") && !are_among("serial:c", &both) && !are_among("none", &both));
+        assert!(!are_among("serial", &both) && !are_among("", &both));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! built. Both are pure.
 
 mod check;
+mod on_node;
 mod plan;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{DiskRule, Size};
 
 pub use check::Wrong;
+pub use on_node::Firmware;
 pub use plan::{Expected, Input, Plan, Step, Target, plan};
 
 /// Partitions begin and end at multiples of so many bytes: the erase blocks of flash and the stripes of arrays.

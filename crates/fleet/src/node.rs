@@ -152,11 +152,11 @@ pub struct Node {
     pub pending_token: Option<TokenHash>,
     /// Hash of the running system's token.
     pub node_token: Option<TokenHash>,
-    /// Identity of the disk that the present attempt writes.
+    /// The disks that the present attempt writes ([`crate::disk::identities`]).
     pub target: Option<String>,
     /// Some attempt has begun to write a disk, so the disk may hold pieces.
     pub written_before: bool,
-    /// Identity of the disk that was last written, whatever came of it.
+    /// The disks that were last written ([`crate::disk::identities`]), whatever came of it.
     #[serde(default)]
     pub written_disk: Option<String>,
     /// What is deployed and proved.
@@ -228,7 +228,7 @@ impl Node {
         self.wipe.as_ref().filter(|_| self.stage.is_under_way() && self.deployment.is_none())
     }
 
-    /// Identity of the disk whose content came from us.
+    /// The disks whose content came from us ([`crate::disk::identities`]).
     #[must_use]
     pub fn own_disk(&self) -> Option<&str> {
         let deployed = self.deployed.as_ref().map(|deployed| &deployed.disk);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::change::Snapshot;
+use crate::deployment::ImageInfo;
 use crate::disk::{Purpose, choose};
 use crate::ids::{Digest, ImageName, Millis, NodeName, RackName};
 use crate::intake::{Refused, check_free, check_hardware, draw_up};
@@ -18,9 +19,9 @@ use crate::rollout::{Opening, Rollout, Wave, opening};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case", tag = "fate")]
 pub enum DiskPreview {
-    /// This one would be written.
+    /// This one would be written, or these.
     Written {
-        /// The disk: path, size, model, serial number.
+        /// The disk, or the disks of a layout: path, size, model, serial number.
         disk: String,
         /// What it held when the node last told; all of it would be lost.
         contents: Vec<String>,
@@ -106,7 +107,7 @@ pub fn preview(
     let info =
         snapshot.images.get(image).ok_or_else(|| Refused::NotFound { what: "image", name: image.to_string() })?;
     let known = deployment.outcomes.keys().filter_map(|name| snapshot.nodes.get(name));
-    let previews = known.map(|node| (node.name.clone(), of_node(snapshot, drivers, node, info.size_bytes, rollout)));
+    let previews = known.map(|node| (node.name.clone(), of_node(snapshot, drivers, node, info, rollout)));
     Ok(Preview {
         image: image.clone(),
         digest: info.digest,
@@ -126,7 +127,13 @@ pub fn preview(
     })
 }
 
-fn of_node(snapshot: &Snapshot, drivers: Drivers<'_>, node: &Node, image_bytes: u64, rollout: &Rollout) -> NodePreview {
+fn of_node(
+    snapshot: &Snapshot,
+    drivers: Drivers<'_>,
+    node: &Node,
+    image: &ImageInfo,
+    rollout: &Rollout,
+) -> NodePreview {
     let free = check_free(snapshot, &node.name).and_then(|()| check_hardware(snapshot, &node.name, rollout));
     let refused = match free {
         Err(refused) => Some(refused.to_string()),
@@ -137,16 +144,25 @@ fn of_node(snapshot: &Snapshot, drivers: Drivers<'_>, node: &Node, image_bytes: 
         rack: node.rack.clone(),
         refused,
         runs: node.deployed.as_ref().map(|deployed| format!("{} ({})", deployed.image, deployed.digest)),
-        disk: disk(node, image_bytes),
+        disk: disk(node, image),
     }
 }
 
-fn disk(node: &Node, image_bytes: u64) -> DiskPreview {
+fn disk(node: &Node, image: &ImageInfo) -> DiskPreview {
     let Some(inventory) = &node.inventory else { return DiskPreview::Unknown { rule: node.disk.to_string() } };
-    match choose(&inventory.disks, &node.disk, Purpose::Write { image_bytes, own: node.own_disk() }) {
-        Ok(disk) => {
-            DiskPreview::Written { disk: disk.to_string(), contents: disk.contents.clone(), told_at: inventory.at }
+    let chosen = match &image.layout {
+        Some(layout) => layout.choose_disks(&inventory.disks, &node.disk, node.own_disk()),
+        None => {
+            let purpose = Purpose::Write { image_bytes: image.size_bytes, own: node.own_disk() };
+            choose(&inventory.disks, &node.disk, purpose).map(|disk| vec![disk])
         }
+    };
+    match chosen {
+        Ok(disks) => DiskPreview::Written {
+            disk: disks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+            contents: disks.iter().flat_map(|disk| disk.contents.iter().cloned()).collect(),
+            told_at: inventory.at,
+        },
         Err(refusal) => DiskPreview::Refused { reason: refusal.to_string() },
     }
 }

@@ -26,7 +26,7 @@ pub use bootenv::{DEFAULT_CACHE, source_date_epoch};
 pub use debian::Debian;
 pub use error::Error;
 pub use small::Small;
-pub use tree::{Assembled, Platform, Tree};
+pub use tree::{Assembled, Packed, Platform, Tree};
 
 use error::file;
 

@@ -22,6 +22,7 @@ pub mod seal;
 mod sink;
 mod spans;
 mod sparse;
+pub mod tree;
 mod twins;
 
 use std::ops::ControlFlow;

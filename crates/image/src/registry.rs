@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fleet::ids::{Digest, ImageName};
+use fleet::layout::Layout;
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
@@ -28,7 +29,7 @@ use serde::Deserialize;
 use crate::format::{self, Format};
 use crate::manifest::{MAX_IMAGE_BYTES, Manifest, PieceHashes, check_piece_size, piece_size_for};
 use crate::seal::{Seal, Sealed, Source, read_full, seal_file};
-use crate::{Error, Progress, metainfo, sparse};
+use crate::{Error, Progress, metainfo, sparse, tree};
 
 pub use capture::{Capture, Finishing};
 
@@ -88,6 +89,14 @@ impl Image {
     pub fn stored_bytes(&self) -> Result<u64, Error> {
         let path = self.disk_path();
         Ok(fs::metadata(&path).map_err(Error::io("look at", path))?.blocks() * 512)
+    }
+
+    /// How nodes divide their disks, where the content is a tree of files and no disk.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its head is not understood.
+    pub fn layout(&self) -> Result<Option<Layout>, Error> {
+        tree::layout_of(&self.disk_path())
     }
 
     /// The torrent as stored: the info dictionary, no tracker.

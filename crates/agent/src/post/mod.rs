@@ -20,6 +20,7 @@ mod hostname;
 mod install;
 mod kexec;
 mod labels;
+mod laid;
 mod machine_id;
 mod mount;
 mod network;
@@ -31,6 +32,8 @@ mod variables;
 
 pub use kexec::is_loaded as kernel_is_loaded;
 pub use root::Root;
+
+pub(crate) use laid::LaidRoot;
 
 use mount::MountedRoot;
 use partitions::WrittenDisk;
@@ -107,38 +110,63 @@ pub type Done<'a> = dyn Fn(&str, Duration, String) + 'a;
 /// # Errors
 /// [`Error::Post`] names the action; [`Error::AttemptOver`] when stopped.
 pub fn run(subject: &Subject, stop: &Stop, done: &Done<'_>) -> Result<(), Error> {
-    let limit = Duration::from_secs(subject.plan.action_limit_seconds.max(1).into());
-    let timed = |name: &'static str, act: &mut dyn FnMut() -> Result<Option<String>, Error>| {
-        if let Some(reason) = stop.reason() {
-            return Err(Error::AttemptOver(reason));
-        }
-        let began = Instant::now();
-        if let Some(output) = act().map_err(|error| of_action(name, error))? {
-            done(name, began.elapsed(), output);
-        }
-        Ok(())
-    };
-
+    let limit = limit(subject);
     let mut disk = WrittenDisk::open(&subject.disk, limit, stop).map_err(|error| of_action("partitions", error))?;
     let mut system = disk.system().map_err(|error| of_action("partitions", error))?;
     if subject.plan.grow_root {
-        timed("grow_root", &mut || grow::before_mount(&mut disk, &mut system).map(Some))?;
+        timed("grow_root", stop, done, || grow::before_mount(&mut disk, &mut system).map(Some))?;
     }
     let mounted = MountedRoot::mount(&disk, &system).map_err(|error| of_action("mount", error))?;
     if subject.plan.grow_root {
-        timed("grow_file_system", &mut || grow::mounted(&system, mounted.root(), limit, stop))?;
+        timed("grow_file_system", stop, done, || grow::mounted(&system, mounted.root(), limit, stop))?;
     }
-    for action in ACTIONS {
-        let deadline = Instant::now() + limit;
-        let context = Context { root: mounted.root(), subject, stop, deadline };
-        timed(action.name, &mut || (action.act)(&context))?;
-    }
-    if subject.own_machine && subject.plan.kexec {
-        timed("kexec", &mut || Ok(Some(kexec::act(mounted.root(), stop))))?;
-    }
+    make_own(subject, mounted.root(), stop, done)?;
     mounted.unmount().map_err(|error| of_action("unmount", error))?;
     if subject.own_machine {
-        timed("boot_order", &mut || boot_order::act(&disk, stop))?;
+        timed("boot_order", stop, done, || boot_order::act(&disk, stop))?;
+    }
+    Ok(())
+}
+
+/// Does the same on a layout with an unpacked tree, which has its size already.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_laid(subject: &Subject, laid: LaidRoot, stop: &Stop, done: &Done<'_>) -> Result<(), Error> {
+    make_own(subject, laid.root(), stop, done)?;
+    laid.close()?;
+    timed("boot_order", stop, done, || boot_order::act(&WrittenDisk::open(&subject.disk, limit(subject), stop)?, stop))
+}
+
+/// All actions on the mounted system.
+fn make_own(subject: &Subject, root: &Root, stop: &Stop, done: &Done<'_>) -> Result<(), Error> {
+    for action in ACTIONS {
+        let deadline = Instant::now() + limit(subject);
+        let context = Context { root, subject, stop, deadline };
+        timed(action.name, stop, done, || (action.act)(&context))?;
+    }
+    if subject.own_machine && subject.plan.kexec {
+        timed("kexec", stop, done, || Ok(Some(kexec::act(root, stop))))?;
+    }
+    Ok(())
+}
+
+fn limit(subject: &Subject) -> Duration {
+    Duration::from_secs(subject.plan.action_limit_seconds.max(1).into())
+}
+
+fn timed(
+    name: &'static str,
+    stop: &Stop,
+    done: &Done<'_>,
+    act: impl FnOnce() -> Result<Option<String>, Error>,
+) -> Result<(), Error> {
+    if let Some(reason) = stop.reason() {
+        return Err(Error::AttemptOver(reason));
+    }
+    let began = Instant::now();
+    if let Some(output) = act().map_err(|error| of_action(name, error))? {
+        done(name, began.elapsed(), output);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fleet::layout::{Kind, Mount as LaidMount};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
@@ -166,20 +167,47 @@ pub(super) struct MountedRoot {
 
 impl MountedRoot {
     /// Mounts the system, other partitions of the disk that its file system
-    /// table names, and the kernel's file systems. `/run` and `/tmp` get memory:
-    /// what programs leave there must not be in the image.
+    /// table names, and the kernel's file systems.
     pub(super) fn mount(disk: &WrittenDisk, system: &System) -> Result<Self, Error> {
         let own = Mount::of(&system.partition, system.options, MountFlags::empty())?;
         let root = Root::at(own.point())?;
         let mut mounted = Self { root, mounts: Mounts(vec![own]) };
         mounted.mount_table(disk)?;
-        for (kind, at) in [("proc", "proc"), ("sysfs", "sys"), ("tmpfs", "run"), ("tmpfs", "tmp")] {
-            let at = mounted.point(at)?;
-            mounted.mounts.0.push(Mount::special(kind, &at)?);
-        }
-        let devices = mounted.point("dev")?;
-        mounted.mounts.0.push(Mount::bind("/dev", &devices)?);
+        mounted.mount_special()?;
         Ok(mounted)
+    }
+
+    /// Mounts the file systems of a layout that was built just now, `/` first, with their devices.
+    pub(super) fn mount_laid(mounts: &[(LaidMount, String)]) -> Result<Self, Error> {
+        let mut mounts = mounts.iter().filter_map(|(mount, device)| Some((mount, mount.at.as_deref()?, device)));
+        let partition = |mount: &LaidMount, device: &str| Partition {
+            device: device.into(),
+            kind: Some(mount.kind.as_str().to_owned()),
+            ..Partition::default()
+        };
+        let (root, _, device) = mounts.next().ok_or_else(|| Error::Layout("nothing is mounted at /".into()))?;
+        let own = Mount::of(&partition(root, device), "", MountFlags::empty())?;
+        let root = Root::at(own.point())?;
+        let mut mounted = Self { root, mounts: Mounts(vec![own]) };
+        for (mount, at, device) in mounts {
+            // FAT keeps neither owners nor all modes, and `quiet` makes setting them no error.
+            let options = if mount.kind == Kind::Vfat { "quiet,umask=0077" } else { "" };
+            let point = mounted.point(at)?;
+            let partition = partition(mount, device);
+            mounted.mounts.0.push(Mount::partition_at(&partition, options, MountFlags::empty(), &point)?);
+        }
+        Ok(mounted)
+    }
+
+    /// Mounts the kernel's file systems. `/run` and `/tmp` get memory: what programs leave there must not be in the image.
+    pub(super) fn mount_special(&mut self) -> Result<(), Error> {
+        for (kind, at) in [("proc", "proc"), ("sysfs", "sys"), ("tmpfs", "run"), ("tmpfs", "tmp")] {
+            let at = self.point(at)?;
+            self.mounts.0.push(Mount::special(kind, &at)?);
+        }
+        let devices = self.point("dev")?;
+        self.mounts.0.push(Mount::bind("/dev", &devices)?);
+        Ok(())
     }
 
     pub(super) fn root(&self) -> &Root {

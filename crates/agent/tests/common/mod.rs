@@ -239,6 +239,7 @@ fn assignment(image: &Image, url: &str) -> Assignment {
         trackers: vec![format!("{url}/announce")],
         disk: DiskRule::default(),
         keep_what_is_right: false,
+        layout: None,
         own_disk: None,
         memory_budget_bytes: 8 << 20,
         linger_seconds: 0,

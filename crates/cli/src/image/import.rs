@@ -30,11 +30,11 @@ const GLANCE: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(connection: &Connection, arguments: &ImportArguments) -> Result<ExitCode> {
     let client = connection.client()?;
-    // Held until the disk that was made has arrived.
-    let assembled = arguments.tree.assemble(&client, &arguments.file, &arguments.name).await?;
-    let (path, format) = match &assembled {
-        Some(assembled) => (&assembled.path, Some("raw")),
-        None => (&arguments.file, arguments.format.as_deref()),
+    // Held until what was made has arrived.
+    let made = arguments.tree.make(&client, &arguments.file, &arguments.name).await?;
+    let (path, format) = match &made {
+        Some(made) => (made.path(), Some("raw")),
+        None => (arguments.file.as_path(), arguments.format.as_deref()),
     };
     let (file, length) = open(path).await?;
     let sent = Arc::new(AtomicU64::new(0));

@@ -1,4 +1,5 @@
-//! `rackswarm image import --layout`: a tree of files becomes a disk on this machine before it is sent.
+//! `rackswarm image import --layout`: a tree of files becomes a disk on this machine before it is sent, or is packed anew
+//! where the layout is one that each node builds for itself.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +7,42 @@ use anyhow::{Result, bail};
 use api::client::{Client, ClientError};
 use clap::Args;
 use fleet::ids::ImageName;
-use golden::{Assembled, Platform, Tree};
+use golden::{Assembled, Packed, Platform, Tree};
 
 use crate::connect::explain;
 use crate::output::bytes;
 use crate::{layout, parse};
 
-/// How a tree becomes a disk.
+/// What was made of a tree.
+pub(super) enum Made {
+    /// A disk for all nodes.
+    Disk(Assembled),
+    /// Itself, for nodes that build the layout.
+    Tree(Packed),
+}
+
+impl Made {
+    /// The file to send.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Disk(assembled) => &assembled.path,
+            Self::Tree(packed) => &packed.path,
+        }
+    }
+
+    fn notes(&self) -> &[String] {
+        match self {
+            Self::Disk(assembled) => &assembled.notes,
+            Self::Tree(packed) => &packed.notes,
+        }
+    }
+}
+
+/// How a tree becomes an image.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Trees")]
 pub(super) struct Arguments {
-    /// The file is a tree: make the disk by this layout
+    /// The file is a tree: make the disk by this layout, or have each node build it
     #[arg(long, value_name = "TOML", conflicts_with = "format")]
     layout: Option<PathBuf>,
     /// Size of the disk, such as 8G; what layout and tree need, where it is not given
@@ -37,8 +63,8 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Makes the disk; none where the file is a disk image already.
-    pub(super) async fn assemble(&self, client: &Client, file: &Path, name: &ImageName) -> Result<Option<Assembled>> {
+    /// Makes what is sent; none where the file is a disk image already.
+    pub(super) async fn make(&self, client: &Client, file: &Path, name: &ImageName) -> Result<Option<Made>> {
         let Some(layout) = &self.layout else { return Ok(None) };
         let tree = Tree {
             source: file.to_owned(),
@@ -55,18 +81,35 @@ impl Arguments {
             Err(ClientError::Refused { status: 404, .. }) => {}
             Err(error) => return Err(explain(error)),
         }
-        let assembled = tokio::task::spawn_blocking(move || tree.assemble(&|line| eprintln!("{line}"))).await??;
-        for note in &assembled.notes {
+        let made = tokio::task::spawn_blocking(move || make(&tree)).await??;
+        for note in made.notes() {
             eprintln!("note: {note}");
         }
-        eprintln!(
-            "made: {}, Linux {}, a disk of {}, {} used: {}",
-            assembled.system,
-            assembled.kernel_version,
-            bytes(assembled.size_bytes),
-            bytes(assembled.used_bytes),
-            assembled.file_systems.join(", ")
-        );
-        Ok(Some(assembled))
+        match &made {
+            Made::Disk(disk) => eprintln!(
+                "made: {}, Linux {}, a disk of {}, {} used: {}",
+                disk.system,
+                disk.kernel_version,
+                bytes(disk.size_bytes),
+                bytes(disk.used_bytes),
+                disk.file_systems.join(", ")
+            ),
+            Made::Tree(tree) => eprintln!(
+                "packed: {}, Linux {}, {}; each node builds the layout on its own disks",
+                tree.system,
+                tree.kernel_version,
+                bytes(tree.size_bytes)
+            ),
+        }
+        Ok(Some(made))
     }
+}
+
+fn make(tree: &Tree) -> Result<Made> {
+    let told = |line: &str| eprintln!("{line}");
+    Ok(if tree.layout.is_built_by_nodes() {
+        Made::Tree(tree.pack(&image::tree::head(&tree.layout)?, &image::tree::tail, &told)?)
+    } else {
+        Made::Disk(tree.assemble(&told)?)
+    })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use api::agent::{
-    Assignment, CaptureOrder, Heartbeat, Orders, PostPlan, Proof, Register, Report, ReportKind, WipeOrder,
+    Assignment, CaptureOrder, Heartbeat, LAYOUT_TOOLS, Orders, PostPlan, Proof, Register, Report, ReportKind, WipeOrder,
 };
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -26,7 +26,7 @@ use super::App;
 use super::auth::{Agent, Daemon};
 use super::problem::{JsonBody, Problem, QueryPart};
 use crate::state::State as FleetState;
-use crate::token;
+use crate::{kernels, token};
 
 /// Longest sentence that an agent may add to a timeline, in bytes: the last
 /// 4 KiB of an action's output, and words around it.
@@ -47,6 +47,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(register))
         .routes(routes!(sample))
+        .routes(routes!(layout_tools))
         .routes(routes!(report))
         .routes(routes!(proof))
         .routes(routes!(beat))
@@ -119,6 +120,19 @@ async fn sample(_agent: Agent, QueryPart(size): QueryPart<SampleSize>) -> Result
         Ok::<_, std::convert::Infallible>(Bytes::from_static(&SAMPLE_PART[..rest.min(SAMPLE_PART.len())]))
     });
     Ok(Body::from_stream(futures_util::stream::iter(parts)).into_response())
+}
+
+/// The programs that build layouts, for agents that are to build one: a cpio archive packed by zstd.
+#[utoipa::path(get, path = LAYOUT_TOOLS, tag = "agent",
+    responses((status = 200, description = "the archive"), (status = "default", body = api::Problem)))]
+async fn layout_tools(State(app): State<App>, agent: Agent) -> Result<Response, Problem> {
+    let path = app.kernels.layout_tools();
+    let file = tokio::fs::File::open(&path).await.map_err(|error| {
+        let sentence = kernels::lacking(&path, &error);
+        tracing::error!(node = %agent.node, "{sentence}");
+        Problem::conflict(sentence)
+    })?;
+    Ok(Body::from_stream(tokio_util::io::ReaderStream::new(file)).into_response())
 }
 
 /// Why a machine that is up is not written: its hardware failed a check, and the deployment does not pass over that.
@@ -293,6 +307,7 @@ fn assignment(
         manifest_path: format!("{before}{}{after}", deployment.image),
         trackers: vec![announce_url(app, node)],
         disk: node.disk.clone(),
+        layout: image.layout.clone(),
         keep_what_is_right: node.written_before,
         own_disk: node.own_disk().map(str::to_owned),
         memory_budget_bytes: memory,

@@ -60,6 +60,11 @@ async fn deploy(
         let nodes = chosen(state.snapshot(), &new)?;
         check_power(state.snapshot(), &nodes).map(|()| nodes)
     })?;
+    if app.keeper.read(|state| state.snapshot().images.get(&image).is_some_and(|image| image.layout.is_some()))
+        && let Some(sentence) = app.kernels.lack_for_layouts().await
+    {
+        return Err(Problem::conflict(sentence));
+    }
     let changes = app.keeper.tell(Event::Deploy { image, nodes, rollout: new.rollout }).await?;
     let made = changes.iter().find_map(|change| match change {
         Change::PutDeployment(deployment) => Some(deployment.id),

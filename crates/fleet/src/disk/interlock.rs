@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{Allow, Disk, DiskRule, Size};
+use super::{Allow, Disk, DiskRule, Size, are_among};
 
 /// What the disk is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Purpose<'a> {
     Write {
         /// The image's size in bytes.
         image_bytes: u64,
-        /// The disk that we have written before ([`Disk::identity`]): what is on it came from us.
+        /// The disks that we have written before ([`super::identities`]): what is on them came from us.
         own: Option<&'a str>,
     },
     /// It is read; nothing changes.
@@ -79,6 +79,18 @@ pub enum Refusal {
         /// The other paths.
         others: String,
     },
+    /// Two disks of a layout are one.
+    #[error(
+        "{disk} would be both `{first}` and `{second}` of the layout; nothing was written; give them rules that lead to different disks"
+    )]
+    Twice {
+        /// The disk as text.
+        disk: String,
+        /// One of the layout's names.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// The disk belongs, or belonged, to something larger.
     #[error(
         "{disk} carries marks of {found}, which may be part of an array, group or pool with data; nothing was written; if that \
@@ -139,7 +151,8 @@ fn judge(disk: &Disk, others: &[&Disk], rule: &DiskRule, purpose: Purpose<'_>) -
         return Err(Refusal::Multipath { disk: disk.to_string(), others: list(others) });
     }
     let Purpose::Write { image_bytes, own } = purpose else { return Ok(()) };
-    if !disk.signatures.is_empty() && !rule.allows(Allow::Signatures) && own != Some(disk.identity().as_str()) {
+    let is_own = own.is_some_and(|own| are_among(&disk.identity(), own));
+    if !disk.signatures.is_empty() && !rule.allows(Allow::Signatures) && !is_own {
         let found: Vec<String> = disk.signatures.iter().map(ToString::to_string).collect();
         return Err(Refusal::Signatures { disk: disk.to_string(), found: found.join(" and ") });
     }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::change::{Change, Snapshot};
 use crate::deployment::Outcome;
 use crate::discovery::{Card, Check, Inventory, memory_check};
+use crate::disk::are_among;
 use crate::ids::{Attempt, Digest, Mac, Millis, NodeName, RackName};
 use crate::intake::draft::Draft;
 use crate::intake::{BootWish, Refused, boot_wish};
@@ -280,7 +281,8 @@ pub(super) fn proved(
     if *digest != deployment.digest {
         return Err(Refused::Conflict(format!("`{name}` reports image {digest}, {} was deployed", deployment.digest)));
     }
-    if draft.node.target.as_deref() != Some(disk) {
+    // A member of a mirror may have failed meanwhile: what runs must lie on disks that were written, and on no other.
+    if !draft.node.target.as_deref().is_some_and(|written| are_among(disk, written)) {
         let target = draft.node.target.as_deref().unwrap_or("no disk");
         return Err(Refused::Conflict(format!("`{name}` runs from disk {disk}, {target} was written")));
     }

@@ -24,6 +24,7 @@ impl ImageInfo {
             piece_size: 1 << 20,
             infohash: "00".repeat(20),
             sealed_at: Millis(0),
+            layout: None,
         }
     }
 }

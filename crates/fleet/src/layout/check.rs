@@ -208,7 +208,7 @@ impl Layout {
     }
 
     /// Whether anything below this device is encrypted.
-    fn is_locked(&self, name: &str) -> bool {
+    pub(super) fn is_locked(&self, name: &str) -> bool {
         if self.locked.iter().any(|locked| locked.name == name) {
             return true;
         }
@@ -218,7 +218,8 @@ impl Layout {
     }
 
     /// The size that the layout itself gives a partition or volume.
-    pub(super) fn extent(&self, name: &str) -> Option<Extent> {
+    #[must_use]
+    pub fn extent(&self, name: &str) -> Option<Extent> {
         if let Some((disk, part)) = name.split_once('.') {
             let disk = self.disks.iter().find(|other| other.name == disk)?;
             return Some(disk.partitions.iter().find(|other| other.name == part)?.size);

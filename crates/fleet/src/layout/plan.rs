@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::check::Wrong;
-use super::{ALIGNMENT_BYTES, Extent, Kind, Layout, Mount, Role, Table};
+use super::{ALIGNMENT_BYTES, Extent, Kind, Layout, Locked, Mount, Role, Table};
 use crate::disk::Size;
 
 /// What a table and the space before the first partition take, in bytes: 1 MiB at each end.
-const TABLE_BYTES: u64 = 2 * ALIGNMENT_BYTES;
+pub(super) const TABLE_BYTES: u64 = 2 * ALIGNMENT_BYTES;
 /// An MBR table counts sectors of 512 bytes in 32 bits.
 const MBR_BYTES: u64 = 2 << 40;
 /// Commands that only write tables and headers.
@@ -76,6 +76,10 @@ pub struct Plan {
     pub expected: Vec<Expected>,
     /// File systems with their devices, the outer mount points first, swap last.
     pub mounts: Vec<(Mount, String)>,
+    /// Arrays by their names, each with its device while it is built; the deployed system may number it otherwise.
+    pub arrays: Vec<(String, String)>,
+    /// Encrypted devices, each with what it is on.
+    pub locked: Vec<(Locked, String)>,
 }
 
 /// How `layout` is built on `targets`.
@@ -90,13 +94,20 @@ pub fn plan(layout: &Layout, targets: &[Target], uefi: bool) -> Result<Plan, Wro
         let target = target.ok_or_else(|| Wrong(format!("no disk was chosen for `{}` of the layout", disk.name)))?;
         build.partitions(layout, disk, target)?;
     }
-    build.arrays(layout);
-    build.locked(layout);
+    build.make_arrays(layout);
+    build.make_locked(layout);
     build.groups(layout);
     build.file_systems(layout);
     build.release.reverse();
     build.mounts.sort_by_key(|(mount, _)| mount.at.as_ref().map_or(usize::MAX, |at| at.trim_end_matches('/').len()));
-    Ok(Plan { steps: build.steps, release: build.release, expected: build.expected, mounts: build.mounts })
+    Ok(Plan {
+        steps: build.steps,
+        release: build.release,
+        expected: build.expected,
+        mounts: build.mounts,
+        arrays: build.arrays,
+        locked: build.locked,
+    })
 }
 
 #[derive(Default)]
@@ -107,6 +118,8 @@ struct Build {
     release: Vec<Step>,
     expected: Vec<Expected>,
     mounts: Vec<(Mount, String)>,
+    arrays: Vec<(String, String)>,
+    locked: Vec<(Locked, String)>,
 }
 
 impl Build {
@@ -179,7 +192,7 @@ impl Build {
         self.push(format!("divide {} by MBR", target.path), "sfdisk", arguments, Input::Text(script), SHORT_SECONDS);
     }
 
-    fn arrays(&mut self, layout: &Layout) {
+    fn make_arrays(&mut self, layout: &Layout) {
         for (number, array) in layout.arrays.iter().enumerate() {
             let device = format!("/dev/md{number}");
             let mut arguments = vec![
@@ -195,11 +208,12 @@ impl Build {
             arguments.extend(self.devices_of(&array.members));
             self.push(format!("make array {}", array.name), "mdadm", arguments, Input::Nothing, SHORT_SECONDS);
             self.let_go(format!("stop array {}", array.name), "mdadm", &["--stop", &device]);
+            self.arrays.push((array.name.clone(), device.clone()));
             self.devices.insert(array.name.clone(), device);
         }
     }
 
-    fn locked(&mut self, layout: &Layout) {
+    fn make_locked(&mut self, layout: &Layout) {
         for locked in &layout.locked {
             let Some(on) = self.devices.get(&locked.on).cloned() else { continue };
             let key = || Input::Key(locked.name.clone());
@@ -210,6 +224,7 @@ impl Build {
             self.push(format!("unlock {on} as {}", locked.name), "cryptsetup", words(&open), key(), SHORT_SECONDS);
             self.let_go(format!("lock {}", locked.name), "cryptsetup", &["close", &locked.name]);
             self.devices.insert(locked.name.clone(), format!("/dev/mapper/{}", locked.name));
+            self.locked.push((locked.clone(), on));
         }
     }
 

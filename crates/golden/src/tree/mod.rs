@@ -1,5 +1,6 @@
 //! An image from a tree of files and a partition layout: the tree is an archive or a container image, and brings its own
-//! kernel and boot loader. What comes out is a whole disk like any other, so that everything after it is the same path.
+//! kernel and boot loader. What comes out is a whole disk like any other, so that everything after it is the same path;
+//! where the layout belongs to one machine, it is the tree, packed anew ([`Tree::pack`]).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -8,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use bootenv::cache::{Cache, Lock};
 use fleet::disk::Size;
-use fleet::layout::{Layout, Table};
+use fleet::layout::{Firmware, Layout, Table};
 use tempfile::TempDir;
 
 mod inside;
 mod oci;
+mod pack;
 mod packed;
 mod place;
 mod system;
@@ -20,11 +22,12 @@ mod unpack;
 mod write;
 
 pub use oci::Platform;
+pub use pack::Packed;
 
 use crate::disk::{MBR_CODE, place_core, write_sparse};
 use crate::error::{Error, file};
 use inside::Inside;
-use place::{Firmware, Slot};
+use place::Slot;
 use system::{BiosLoader, System};
 use unpack::Unpacker;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bootenv::command::Run;
 use fleet::disk::Size;
-use fleet::layout::{Extent, Input, Kind, LaidDisk, Layout, Mount, Partition, Role, Table, Target, plan};
+use fleet::layout::{Extent, Firmware, Input, Kind, LaidDisk, Layout, Mount, Partition, Role, Table, Target, plan};
 use gptman::GPT;
 
 use super::inside::Inside;
@@ -27,13 +27,6 @@ const XFS_LOG_BYTES: u64 = 64 * MIB;
 const FAT_BYTES: u64 = 36 * MIB;
 /// What is left free where the image's size follows from the tree: the nodes grow the last partition to their disks.
 const SLACK_BYTES: u64 = 64 * MIB;
-
-/// By which firmware machines may start an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Firmware {
-    pub(crate) bios: bool,
-    pub(crate) uefi: bool,
-}
 
 /// A partition of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,25 +51,8 @@ pub(crate) struct Need {
 /// The one disk of the layout, and who can start it.
 pub(crate) fn check(layout: &Layout) -> Result<(&LaidDisk, Firmware), Error> {
     let refuse = |what: String| Err(Error::Tree(what));
-    let own =
-        "an image is the same for all nodes; build such a layout on the machine itself with `rackswarm layout build`";
-    if let Some(locked) = layout.locked.first() {
-        return refuse(format!(
-            "`{}` of the layout is encrypted, and a key belongs to one machine: {own}",
-            locked.name
-        ));
-    }
-    if let Some(array) = layout.arrays.first() {
-        return refuse(format!(
-            "`{}` of the layout is an array, which is made of one machine's disks: {own}",
-            array.name
-        ));
-    }
-    if let Some(group) = layout.groups.first() {
-        return refuse(format!(
-            "`{}` of the layout is a volume group, whose identity belongs to one machine: {own}",
-            group.name
-        ));
+    if layout.is_built_by_nodes() {
+        return refuse("arrays, volume groups, encrypted devices and several disks are made by each node and are in no image of a disk".to_owned());
     }
     let [disk] = layout.disks.as_slice() else {
         return refuse(format!("the layout has {} disks, and an image is one disk", layout.disks.len()));
@@ -87,8 +63,7 @@ pub(crate) fn check(layout: &Layout) -> Result<(&LaidDisk, Firmware), Error> {
             disk.name
         ));
     }
-    let has = |role: Role| disk.partitions.iter().any(|part| part.role == role);
-    let firmware = Firmware { bios: layout.table == Table::Mbr || has(Role::BiosBoot), uefi: has(Role::Esp) };
+    let firmware = layout.firmware();
     if !firmware.bios && !firmware.uefi {
         return refuse("no machine would start this layout: give it a partition with role = \"esp\" for UEFI, one with role = \"bios_boot\" for BIOS, or both".to_owned());
     }
@@ -291,7 +266,7 @@ pub(crate) fn inodes(size_bytes: u64, files: u64) -> u64 {
 }
 
 /// What a file system of this size has room for, in bytes; a little less than it really has.
-fn capacity(kind: Kind, size_bytes: u64, files: u64) -> u64 {
+pub(super) fn capacity(kind: Kind, size_bytes: u64, files: u64) -> u64 {
     let around = match kind {
         Kind::Ext4 => inodes(size_bytes, files) * INODE_BYTES + journal(size_bytes) + size_bytes / 128 + 4 * MIB,
         Kind::Xfs => XFS_LOG_BYTES.max(size_bytes / 2048) + files * 512 + size_bytes / 50,
@@ -368,16 +343,14 @@ at = "/boot/efi"
     #[test]
     fn what_belongs_to_one_machine_is_refused_with_the_reason() {
         assert_eq!(check(&layout(PLAIN)).unwrap().1, Firmware { bios: true, uefi: true });
-        let locked = format!("{PLAIN}\n[[luks]]\nname = \"x\"\non = \"sys.var\"\nkey_file = \"/k\"");
-        assert!(
-            refused(&locked).contains("`x` of the layout is encrypted") && refused(&locked).contains("layout build")
-        );
-        let array = format!("{PLAIN}\n[[raid]]\nname = \"m\"\nlevel = 1\nmembers = [\"sys.var\", \"sys.root\"]");
-        assert!(refused(&array).contains("`m` of the layout is an array"));
-        let group = format!("{PLAIN}\n[[group]]\nname = \"vg\"\nmembers = [\"sys.var\"]\nvolume = []");
-        assert!(refused(&group).contains("volume group"));
-        let second = format!("{PLAIN}\n[[disk]]\nname = \"two\"\npartition = [{{ name = \"x\", size = \"rest\" }}]");
-        assert!(refused(&second).contains("2 disks"));
+        for more in [
+            "[[luks]]\nname = \"x\"\non = \"sys.var\"\nkey_file = \"/k\"",
+            "[[raid]]\nname = \"m\"\nlevel = 1\nmembers = [\"sys.var\", \"sys.root\"]",
+            "[[group]]\nname = \"vg\"\nmembers = [\"sys.var\"]\nvolume = []",
+            "[[disk]]\nname = \"two\"\npartition = [{ name = \"x\", size = \"rest\" }]",
+        ] {
+            assert!(refused(&format!("{PLAIN}\n{more}")).contains("made by each node"), "{more}");
+        }
         let ruled = PLAIN.replace("name = \"sys\"", "name = \"sys\"\nrule = { serial = \"S1\" }");
         assert!(refused(&ruled).contains("the node's rule"));
         let unstartable = PLAIN.replace(", role = \"bios_boot\"", "").replace(", role = \"esp\"", "");

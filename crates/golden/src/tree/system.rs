@@ -7,10 +7,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use bootenv::command::Run;
-use fleet::layout::{Kind, Layout, Mount, Role};
+use fleet::layout::{Firmware, Layout, Mount, Role};
 
 use super::inside::Inside;
-use super::place::Firmware;
 use crate::disk::GRUB_MODULES;
 use crate::error::{Error, file};
 
@@ -69,9 +68,9 @@ impl<'a> System<'a> {
         kernel_line: Option<&str>,
     ) -> Result<Self, Error> {
         let mut missing = Vec::new();
-        let mut need = |is_there: bool, what: &str| {
+        let mut need = |is_there: bool, what: &'static str| {
             if !is_there {
-                missing.push(what.to_owned());
+                missing.push(what);
             }
         };
         let release = release(tree);
@@ -99,10 +98,7 @@ impl<'a> System<'a> {
         }
         need(can_make || !(firmware.bios || needs_efi), "grub-mkimage (Debian: grub-common; Fedora: grub2-tools)");
         if !missing.is_empty() {
-            return Err(Error::Tree(format!(
-                "the tree would not start: it has no {}; install what is missing where it was made, and make the archive again",
-                missing.join(", no ")
-            )));
+            return Err(would_not_start(&missing));
         }
         expect_architecture(tree)?;
         let name = release.get("PRETTY_NAME").or(release.get("NAME")).cloned().unwrap_or_else(|| "Linux".to_owned());
@@ -122,19 +118,7 @@ impl<'a> System<'a> {
 
     /// Writes into the tree what starts it from the layout's file systems; gives what must lie outside of them.
     pub(crate) fn install(&self) -> Result<Option<BiosLoader>, Error> {
-        for (path, mode) in SPECIAL {
-            if !self.tree.has_folder(path) {
-                let made = self.tree.folder(path)?;
-                rustix::fs::fchmod(&made, rustix::fs::Mode::from_raw_mode(mode))
-                    .map_err(|e| file("make", path)(e.into()))?;
-            }
-        }
-        // A container's mark would make programs believe that they run in one.
-        let _ = fs::remove_file(self.tree.path().join(".dockerenv"));
-        if needs_labels(self.tree) {
-            // systemd then labels everything at the first start, which takes one start more.
-            self.tree.write(".autorelabel", 0o644, b"")?;
-        }
+        complete(self.tree)?;
         self.tree.write("etc/fstab", 0o644, self.fstab().as_bytes())?;
         self.tree.write(&format!("boot/{}/grub.cfg", self.grub), 0o600, self.menu().as_bytes())?;
         if self.firmware.uefi {
@@ -161,33 +145,9 @@ impl<'a> System<'a> {
         if self.mount_at("/boot").is_some() { (self.identity("/boot"), "") } else { (self.identity("/"), "/boot") }
     }
 
-    /// The layout's file systems, then what the tree's own table has of others: memory, network, files.
     fn fstab(&self) -> String {
-        let mut mounts: Vec<&Mount> = self.layout.mounts.iter().collect();
-        mounts.sort_by_key(|mount| mount.at.as_deref().map_or(usize::MAX, |at| at.trim_end_matches('/').len()));
-        let line = |mount: &Mount| {
-            let id = self.identity(mount.at.as_deref().unwrap_or(&mount.on));
-            let (usual, pass) = match (mount.kind, mount.at.as_deref()) {
-                (Kind::Ext4, Some("/")) => ("defaults,errors=remount-ro", 1),
-                (Kind::Ext4, _) => ("defaults", 2),
-                (Kind::Xfs, _) => ("defaults", 0),
-                (Kind::Vfat, _) => ("umask=0077", 0),
-                (Kind::Swap, _) => ("sw", 0),
-            };
-            let options = mount.options.as_deref().unwrap_or(usual);
-            format!("UUID={id} {} {} {options} 0 {pass}\n", mount.at.as_deref().unwrap_or("none"), mount.kind.as_str())
-        };
-        let is_other = |line: &&str| {
-            let mut words = line.split_whitespace();
-            let (source, at) = (words.next().unwrap_or("#"), words.next().unwrap_or_default());
-            let is_local = ["#", "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "/dev/"]
-                .iter()
-                .any(|start| source.starts_with(start));
-            !is_local && self.mount_at(at).is_none()
-        };
-        let table = self.tree.text("etc/fstab");
-        let others = table.lines().filter(is_other).map(|line| format!("{line}\n"));
-        mounts.into_iter().map(line).chain(others).collect()
+        let identity = |mount: &Mount| self.identity(mount.at.as_deref().unwrap_or(&mount.on)).to_owned();
+        self.layout.table_of_mounts(&identity, &self.tree.text("etc/fstab"))
     }
 
     fn menu(&self) -> String {
@@ -276,6 +236,63 @@ impl<'a> System<'a> {
             .map_err(file("read", path))?;
         Ok(bytes)
     }
+}
+
+/// What every system needs and archives may lack.
+pub(crate) fn complete(tree: &Inside) -> Result<(), Error> {
+    for (path, mode) in SPECIAL {
+        if !tree.has_folder(path) {
+            let made = tree.folder(path)?;
+            rustix::fs::fchmod(&made, rustix::fs::Mode::from_raw_mode(mode))
+                .map_err(|e| file("make", path)(e.into()))?;
+        }
+    }
+    // A container's mark would make programs believe that they run in one.
+    let _ = fs::remove_file(tree.path().join(".dockerenv"));
+    if needs_labels(tree) {
+        // systemd then labels everything at the first start, which takes one start more.
+        tree.write(".autorelabel", 0o644, b"")?;
+    }
+    Ok(())
+}
+
+/// Whether a tree would start from a layout that its node builds, and all that is missing at once. Gives the distribution's
+/// name and the kernel's version.
+pub(crate) fn expect_for_nodes(tree: &Inside, layout: &Layout) -> Result<(String, String), Error> {
+    let firmware = layout.firmware();
+    let program = |name: &str| ["usr/sbin", "sbin", "usr/bin"].iter().any(|at| tree.has_file(&format!("{at}/{name}")));
+    let modules = |target: &str| tree.has_file(&format!("{MODULES}/{target}/normal.mod"));
+    let release = release(tree);
+    let kernel = kernel(tree);
+    let needs = [
+        (!release.is_empty(), "/etc/os-release (every distribution's base packages have it)"),
+        (tree.has_file("sbin/init"), "/sbin/init (Debian: systemd-sysv)"),
+        (kernel.is_some(), "kernel /boot/vmlinuz-VERSION (Debian: linux-image-amd64)"),
+        (program("update-initramfs"), "update-initramfs (Debian: initramfs-tools); dracut is not run on nodes yet"),
+        (program("grub-install") && program("grub-mkconfig"), "grub-install (Debian: grub2-common)"),
+        (!firmware.bios || modules("i386-pc"), "GRUB for BIOS (Debian: grub-pc-bin)"),
+        (!firmware.uefi || modules("x86_64-efi"), "GRUB for UEFI (Debian: grub-efi-amd64-bin)"),
+        (layout.arrays.is_empty() || program("mdadm"), "mdadm for its arrays (Debian: mdadm)"),
+        (layout.groups.is_empty() || program("lvm"), "lvm for its volume groups (Debian: lvm2)"),
+        (
+            layout.locked.is_empty() || program("cryptsetup"),
+            "cryptsetup for its encrypted devices (Debian: cryptsetup)",
+        ),
+    ];
+    let missing: Vec<&str> = needs.into_iter().filter(|(is_there, _)| !is_there).map(|(_, what)| what).collect();
+    if !missing.is_empty() {
+        return Err(would_not_start(&missing));
+    }
+    expect_architecture(tree)?;
+    let name = release.get("PRETTY_NAME").or(release.get("NAME")).cloned().unwrap_or_else(|| "Linux".to_owned());
+    Ok((name, kernel.unwrap_or_default()))
+}
+
+fn would_not_start(missing: &[&str]) -> Error {
+    Error::Tree(format!(
+        "the tree would not start: it has no {}; install what is missing where it was made, and make the archive again",
+        missing.join(", no ")
+    ))
 }
 
 /// A kernel line that GRUB's configuration takes as it is.
