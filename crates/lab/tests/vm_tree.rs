@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use api::operator::NewDeployment;
-use common::{RACK, Site, WHOLE, all_running, finished, node_is};
+use common::{RACK, Site, WHOLE, all_running, finished, must, node_is, pack_debian};
 use gptman::GPT;
 use power::qemu::Firmware;
 use rackswarm_lab::demo::work;
@@ -43,8 +43,6 @@ on = "sys.esp"
 kind = "vfat"
 at = "/boot/efi"
 "#;
-/// Where the root file system of a Debian image of ours begins, in bytes.
-const ROOT_START: u64 = 34 * MIB;
 
 #[test]
 fn vm_an_image_made_of_a_tar_archive_and_a_layout_starts_by_bios_and_uefi_and_proves_itself() {
@@ -53,7 +51,7 @@ fn vm_an_image_made_of_a_tar_archive_and_a_layout_starts_by_bios_and_uefi_and_pr
     let mut site = Site::new(machines.into(), "", None);
     let folder = site.lab.scratch.path().to_owned();
     let archive = folder.join("tree.tar.zst");
-    pack_debian(&folder, &archive);
+    pack_debian(&folder, &archive, &[]);
     std::fs::write(folder.join("layout.toml"), LAYOUT).unwrap();
 
     let cut = folder.join("cut.tar.zst");
@@ -91,25 +89,4 @@ fn vm_an_image_made_of_a_tar_archive_and_a_layout_starts_by_bios_and_uefi_and_pr
         let end = (table[4].ending_lba + 1) * 512;
         assert!(end + 2 * MIB > DISK_BYTES, "{}: the root partition ends at {} MiB", machine.name, end / MIB);
     }
-}
-
-/// The Debian image that the other tests know, as an operator would have it who has only its files.
-fn pack_debian(folder: &Path, archive: &Path) {
-    const PACK: &str = "mount -t ext4 -o loop,ro,noload,offset=\"$0\" \"$1\" \"$2\" && \
-        tar --numeric-owner --xattrs --xattrs-include='*' -C \"$2\" --zstd -cf \"$3\" .";
-    let (disk, point) = (folder.join("debian.raw"), folder.join("point"));
-    std::fs::create_dir(&point).unwrap();
-    let program = from_environment("RACKSWARM_TEST_PROGRAM").unwrap();
-    must(Command::new(program).args(["image", "build", "debian", "--out"]).arg(&disk));
-    // The mount goes with its name space.
-    let mut pack = Command::new("unshare");
-    pack.args(["--mount", "--propagation", "private", "sh", "-c", PACK, &ROOT_START.to_string()]);
-    must(pack.args([&disk, &point, archive]));
-    std::fs::remove_file(disk).unwrap();
-}
-
-fn must(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -23,6 +24,8 @@ pub(crate) const IMAGE: &str = "small";
 pub(crate) const RACK: &str = "r1";
 /// From power-on to proof under emulation on a loaded host; calm ones need a fifth of it.
 pub(crate) const WHOLE: Duration = Duration::from_secs(480);
+/// Where the root file system of a Debian image of ours begins, in bytes.
+const ROOT_START: u64 = 34 << 20;
 const POLL: Duration = Duration::from_millis(200);
 
 /// A lab with its server. When the test fails, the ends of all logs are printed.
@@ -210,4 +213,28 @@ pub(crate) fn assert_untouched(disk: &Path) {
 fn describe(node: &NodeView) -> String {
     let reason = node.reason.as_deref().unwrap_or("no reason");
     format!("{} is {} (attempt {}, {reason}), progress {:?}", node.name, node.stage, node.attempt, node.progress)
+}
+
+/// The Debian image that the other tests know, with further packages, as an operator would have it who has only its files.
+pub(crate) fn pack_debian(folder: &Path, archive: &Path, packages: &[&str]) {
+    const PACK: &str = "mount -t ext4 -o loop,ro,noload,offset=\"$0\" \"$1\" \"$2\" && \
+        tar --numeric-owner --xattrs --xattrs-include='*' -C \"$2\" --zstd -cf \"$3\" .";
+    let (disk, point) = (folder.join("debian.raw"), folder.join("point"));
+    std::fs::create_dir(&point).unwrap();
+    let program = from_environment("RACKSWARM_TEST_PROGRAM").unwrap();
+    let mut build = Command::new(program);
+    build.args(["image", "build", "debian", "--out"]).arg(&disk);
+    must(build.args(packages.iter().flat_map(|package| ["--package", package])));
+    // The mount goes with its name space.
+    let mut pack = Command::new("unshare");
+    pack.args(["--mount", "--propagation", "private", "sh", "-c", PACK, &ROOT_START.to_string()]);
+    must(pack.args([&disk, &point, archive]));
+    std::fs::remove_file(disk).unwrap();
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn must(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
 }

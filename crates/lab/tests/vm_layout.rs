@@ -1,0 +1,175 @@
+//! A tree of files is deployed to a machine that makes the layout itself: a mirror, volumes on it, and an encrypted file
+//! system whose key lies on the root. The machine starts from it, proves that it runs it, and says what it is made of.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::process::Command;
+
+use api::operator::{NewDeployment, NodeSettings};
+use common::{RACK, Site, all_running, finished, must, node_is, pack_debian, until};
+use fleet::post::{PostSettings, Script};
+use power::qemu::Firmware;
+use rackswarm_lab::demo::work;
+use rackswarm_lab::rig::from_environment;
+use rackswarm_lab::vm::Spec;
+use std::time::Duration;
+
+const TREE: &str = "tree";
+const MIB: u64 = 1 << 20;
+const DISK_BYTES: u64 = 1700 * MIB;
+/// Unpacking ten thousand files and making an initramfs take most of it under emulation.
+const WHOLE: Duration = Duration::from_secs(1200);
+const LAYOUT: &str = r#"
+[[disk]]
+name = "a"
+partition = [
+    { name = "bios", size = "1MiB", role = "bios_boot" },
+    { name = "esp", size = "64MiB", role = "esp" },
+    { name = "vault", size = "160MiB" },
+    { name = "raid", size = "rest" },
+]
+[[disk]]
+name = "b"
+rule = { path = "/dev/vdb" }
+partition = [
+    { name = "bios", size = "1MiB", role = "bios_boot" },
+    { name = "spare", size = "64MiB" },
+    { name = "vault", size = "160MiB" },
+    { name = "raid", size = "rest" },
+]
+[[raid]]
+name = "mirror"
+level = 1
+members = ["a.raid", "b.raid"]
+[[raid]]
+name = "vault"
+level = 1
+members = ["a.vault", "b.vault"]
+[[luks]]
+name = "secret"
+on = "vault"
+key_file = "/etc/cryptsetup-keys.d/secret.key"
+[[group]]
+name = "vg"
+members = ["mirror"]
+volume = [{ name = "swap", size = "64MiB" }, { name = "root", size = "rest" }]
+[[mount]]
+on = "vg/root"
+kind = "ext4"
+at = "/"
+[[mount]]
+on = "vg/swap"
+kind = "swap"
+[[mount]]
+on = "secret"
+kind = "ext4"
+at = "/srv"
+[[mount]]
+on = "a.esp"
+kind = "vfat"
+at = "/boot/efi"
+"#;
+const PACKAGES: [&str; 4] = ["mdadm", "lvm2", "cryptsetup", "xfsprogs"];
+/// Has the system tell on its console what it is made of, at every start.
+const SCRIPT: &str = r#"#!/bin/sh
+set -e
+cat > /usr/local/sbin/tell <<'END'
+#!/bin/sh
+echo "TOLD begins"
+cat /proc/mdstat
+for array in /dev/md/mirror /dev/md/vault; do mdadm --detail "$array" | grep -E 'Raid Devices|Working Devices|Failed Devices|Raid Level'; done
+echo "TOLD root $(findmnt -no SOURCE,FSTYPE /)"
+echo "TOLD srv $(findmnt -no SOURCE,FSTYPE /srv)"
+echo "TOLD swap $(swapon --show=NAME --noheadings | xargs -n1 realpath | xargs -n1 lsblk -no NAME)"
+echo "TOLD $(cryptsetup status secret | grep -E 'type|device' | xargs)"
+echo "TOLD key $(stat -c '%a %U %s' /etc/cryptsetup-keys.d/secret.key)"
+echo "TOLD left $(ls -A / | grep -c rackswarm)"
+echo "TOLD ends"
+END
+chmod 755 /usr/local/sbin/tell
+cat > /etc/systemd/system/tell.service <<'END'
+[Unit]
+After=local-fs.target swap.target
+[Service]
+Type=oneshot
+ExecStart=/usr/local/sbin/tell
+StandardOutput=file:/dev/ttyS0
+StandardError=file:/dev/ttyS0
+[Install]
+WantedBy=multi-user.target
+END
+ln -s ../tell.service /etc/systemd/system/multi-user.target.wants/tell.service
+"#;
+
+#[test]
+fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_bios() {
+    // The second time its own arrays of the first are in the way, and nobody is asked about them.
+    deployed_to_a_layout("bios", Firmware::Bios, 2);
+}
+
+#[test]
+fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_uefi() {
+    deployed_to_a_layout("uefi", Firmware::UefiPxe, 1);
+}
+
+fn deployed_to_a_layout(name: &str, firmware: Firmware, times: u32) {
+    let disks_bytes = vec![DISK_BYTES; 2];
+    let machine = Spec { memory_mib: 768, disks_bytes, ..Spec::new(name, firmware, DISK_BYTES) };
+    let mut site = Site::new(vec![machine], "", None);
+    let folder = site.lab.scratch.path().to_owned();
+    let (archive, layout) = (folder.join("tree.tar.zst"), folder.join("layout.toml"));
+    pack_debian(&folder, &archive, &PACKAGES);
+    std::fs::write(&layout, LAYOUT).unwrap();
+
+    site.with_client(async |lab, client| {
+        let mut import = Command::new(from_environment("RACKSWARM_TEST_PROGRAM").unwrap());
+        import.args(["image", "import", "--name", TREE, "--layout"]).arg(&layout).arg(&archive);
+        must(import.env("RACKSWARM_SERVER", &lab.plan().url).env("RACKSWARM_TOKEN_FILE", &lab.plan().token_file));
+        let image = client.image(TREE).await?;
+        assert_eq!(image.layout.as_ref().map(|layout| layout.arrays.len()), Some(2));
+        work::add_machines(&client, RACK, lab.machines.list()).await?;
+        let node = name.parse()?;
+        let script = Script { text: SCRIPT.to_owned(), time_limit_seconds: 120 };
+        let post = Some(PostSettings { script: Some(script), ..PostSettings::default() });
+        client.set_node(&node, &NodeSettings { post, ..NodeSettings::default() }).await?;
+
+        for attempt in 1..=times {
+            let nodes = vec![node.clone()];
+            let begun =
+                client.deploy(&NewDeployment { image: TREE.to_owned(), nodes, ..NewDeployment::default() }).await?;
+            all_running(&finished(&client, begun.id, WHOLE).await?);
+            let running = node_is(&client, name, "it beats", WHOLE, |node| node.beat.is_some()).await?;
+            let deployed = running.deployed.expect("it has proved what it runs");
+            assert_eq!((deployed.digest, deployed.attempt), (image.digest, attempt));
+            assert_eq!(deployed.disk, "serial:LAB-0-0 + serial:LAB-0-1", "the root lies on both members");
+            let console = lab.machines.get(name)?.console.clone();
+            let told = || std::fs::read(&console).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap();
+            until("the system has told what it is made of", WHOLE, || {
+                told().matches("TOLD ends").count() >= attempt as usize
+            });
+            expect_layout(told().rsplit("TOLD begins").next().unwrap());
+        }
+        Ok(())
+    });
+    site.stop_server();
+}
+
+fn expect_layout(told: &str) {
+    eprintln!("{told}");
+    let count = |text: &str| told.matches(text).count();
+    assert_eq!(count("active raid1"), 2, "{told}");
+    assert_eq!(count("Raid Devices : 2"), 2, "{told}");
+    assert_eq!(count("Working Devices : 2"), 2, "{told}");
+    assert_eq!(count("Failed Devices : 0"), 2, "{told}");
+    for line in [
+        "TOLD root /dev/mapper/vg-root ext4",
+        "TOLD srv /dev/mapper/secret ext4",
+        "TOLD swap vg-swap",
+        "type: LUKS2",
+        "TOLD key 400 root 64",
+        "TOLD left 0",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+}
