@@ -26,7 +26,7 @@ struct Tier {
 const TIERS: [Tier; 4] = [
     Tier { name: "a", what: "without virtual machines", profile: "default", limit: minutes(15) },
     Tier { name: "interop", what: "with ordinary BitTorrent clients", profile: "interop", limit: minutes(20) },
-    Tier { name: "b", what: "one virtual machine each", profile: "vm", limit: minutes(40) },
+    Tier { name: "b", what: "one virtual machine each", profile: "vm", limit: minutes(65) },
     Tier { name: "c", what: "ten virtual machines", profile: "fleet", limit: minutes(8) },
 ];
 
