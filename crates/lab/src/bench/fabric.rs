@@ -178,6 +178,15 @@ impl Fabric {
         inside(&self.namespace(place), work)
     }
 
+    /// Gives a rack's uplink another rate, in bit/s each way.
+    ///
+    /// # Errors
+    /// When a tool refuses, or the rack has no uplink.
+    pub fn set_uplink(&self, rack: usize, rate: u64) -> Result<()> {
+        let shapes = [format!("up{rack}"), format!("dn{rack}")].map(|device| shape(&device, rate)).concat();
+        tool::feed("tc", &["-n", &self.name, "-batch", "-"], &shapes).map(drop)
+    }
+
     /// Bytes over all ports, and drops.
     ///
     /// # Errors

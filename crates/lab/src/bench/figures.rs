@@ -3,7 +3,6 @@
 //! replaced, which is said beside every picture. The same for machines with real stage times is simulated beside it.
 
 mod draw;
-mod hall;
 mod traffic;
 mod virtually;
 
@@ -14,18 +13,19 @@ use anyhow::{Context, Result, ensure};
 use fleet::deployment::Outcome;
 use fleet::life::Stage as NodeStage;
 use fleet::report::Report;
+use fleet::rollout::Rollout;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::content::{self, Content};
 use super::fabric::{Fabric, Place, Plan};
+use super::hall::Hall;
 use super::machine::{self, Watch};
 use super::record::median;
 use super::stage::Stage;
 use super::theory::PAYLOAD_SHARE;
 use crate::stop::Stop;
 use crate::tool;
-use hall::Hall;
 use traffic::Traffic;
 pub use virtually::Virtual;
 
@@ -182,6 +182,8 @@ pub struct Figures {
     pub cpu_server: f64,
     /// Of all agents, the kernel's network work included.
     pub cpu_nodes: f64,
+    /// Of this bench: looks at agents, ports and memory, scripts and proofs.
+    pub cpu_bench: f64,
     /// Share of the cores that nobody used, from the order to the last proof.
     pub idle_share: f64,
     /// The same in the busiest ten seconds.
@@ -194,6 +196,8 @@ pub struct Figures {
     pub drops: u64,
     /// In virtual time, with stage times from virtual machines.
     pub simulated: Vec<Virtual>,
+    /// Why there is none.
+    pub simulation_failed: Option<String>,
 }
 
 /// A file of the results: its name and what is in it.
@@ -236,19 +240,22 @@ fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
     content::write(&source, load.bytes, Content::Random)?;
     let fabric = Fabric::build(load.plan()?)?;
     let stage = Stage::new(&fabric, &source, setting.program, setting.parent, setting.stop)?;
-    let mut hall = Hall::open(stage, setting.agent, load)?;
+    let mut hall = Hall::open(stage, setting.agent, load.linger_seconds(), "")?;
     let piece_bytes = hall.fill()?;
+    hall.line_up()?;
     let _free = machine::wait_until_idle(setting.patience);
 
     // From the order to the last proof.
     hall.stage.groups().for_each(|(_, group)| group.begin());
     let before = fabric.counters()?;
     let watch = Watch::begin(hall.pids());
+    let own_before = machine::own_cpu_seconds();
     let begun = Instant::now();
-    let id = hall.deploy()?;
+    let id = hall.deploy(Rollout::default())?;
     let step = Duration::from_secs_f64((load.once() / LOOKS).clamp(0.1, 1.0));
-    let traffic = Traffic::watch(&fabric, begun, step, || hall.attend(id, load.limit()))?;
+    let traffic = Traffic::watch(&fabric, begun, step, || hall.attend(id, load.limit(), |_| Ok(())))?;
     let cores = watch.end(hall.pids(), setting.others_give_way);
+    let own_after = machine::own_cpu_seconds();
     let after = fabric.counters()?;
     let report = hall.report(id)?;
     for node in 0..load.nodes {
@@ -270,9 +277,13 @@ fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
     let rack_images =
         (0..load.racks).filter(|_| load.racks > 1).map(|rack| images(after.into_rack_since(&before, rack)));
     let plan = fabric.plan();
-    let (virtuals, mut files) = match setting.alone {
-        true => (Vec::new(), Vec::new()),
-        false => virtually::run(load.nodes, setting)?,
+    // What was measured is worth having without the simulation beside it.
+    let (simulated, simulation_failed, mut files) = match setting.alone {
+        true => (Vec::new(), None, Vec::new()),
+        false => match virtually::run(load.nodes, setting) {
+            Ok((simulated, files)) => (simulated, None, files),
+            Err(error) => (Vec::new(), Some(format!("{error:#}")), Vec::new()),
+        },
     };
     let mut figures = Figures {
         ok: true,
@@ -297,10 +308,12 @@ fn attempt(load: &Load, setting: &Setting<'_>) -> Result<(Figures, Vec<File>)> {
         reported_rack_images: report.racks.iter().filter_map(|rack| rack.entered_copies).reduce(f64::max),
         shown: nodes[shown].name.clone(),
         gives_from_percent: curve.gives_from(),
+        cpu_bench: own_after - own_before,
         idle_share: cores.idle_share,
         idle_least: traffic.idle_least(),
         drops: after.drops - before.drops,
-        simulated: virtuals,
+        simulated,
+        simulation_failed,
         ..Figures::default()
     };
     used(&mut hall, &mut figures);
@@ -424,7 +437,7 @@ pub fn page(run: &Figures) -> String {
     );
     text += &format!(
         "First fetch to last verified image: {:.1} s = {:.3} of the bound ({:.2} s; T* {:.2} s). Server {:.3} images; into the busiest rack {} \
-         images at its uplink, {} by the deployment's report. CPU: server {:.1} s, agents {:.1} s; idle {:.2}, in the busiest ten seconds {:.2}. \
+         images at its uplink, {} by the deployment's report. CPU: server {:.1} s, agents {:.1} s, the bench itself {:.1} s; idle {:.2}, in the busiest ten seconds {:.2}. \
          Agent at most {:.1} MiB, server {:.1} MiB. {} packets dropped. {} of Figure 10 gave from {:.1} % on (the paper: from 4 %).\n\n",
         run.delivery,
         run.over_bound,
@@ -435,6 +448,7 @@ pub fn page(run: &Figures) -> String {
         or_dash(run.reported_rack_images),
         run.cpu_server,
         run.cpu_nodes,
+        run.cpu_bench,
         run.idle_share,
         run.idle_least,
         run.resident_peak as f64 / 1_048_576.0,
@@ -444,6 +458,9 @@ pub fn page(run: &Figures) -> String {
         run.gives_from_percent
     );
     text += "![Figure 8](fig8.svg)\n![Figure 9](fig9.svg)\n![Figure 10](fig10.svg)\n\n";
+    if let Some(why) = &run.simulation_failed {
+        return text + &format!("The simulation beside it failed: {why}.\n");
+    }
     if run.simulated.is_empty() {
         return text + "The simulation beside it was left out (`--alone`).\n";
     }

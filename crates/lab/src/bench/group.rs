@@ -45,11 +45,12 @@ impl Group {
     }
 
     /// A command that a shell runs: it puts itself into the group, waits for a line on its standard input where there
-    /// is a gate, and then the program takes its place, so that its first instruction is counted and timed.
+    /// is a gate, and then the program takes its place, so that its first instruction is counted and timed. Words of
+    /// that line are words of the program's.
     #[must_use]
     pub fn command(&self, line: &[String], gated: bool) -> Command {
         let script = match gated {
-            true => "echo $$ >\"$0\" && read -r _ && exec \"$@\" </dev/null",
+            true => "echo $$ >\"$0\" && read -r words && set -f && exec \"$@\" $words </dev/null",
             false => "echo $$ >\"$0\" && exec \"$@\"",
         };
         let mut command = Command::new("sh");

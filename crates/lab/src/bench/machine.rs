@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// `/proc` counts CPU time in this many ticks a second on every Linux that has a `/proc/stat` for users.
 const TICKS: f64 = 100.0;
 /// Others may use this share of the cores, and this many seconds beside, before a run counts as disturbed.
@@ -64,6 +66,12 @@ fn foreign_cpu_seconds(ours: &BTreeSet<u32>) -> f64 {
 /// CPU seconds that a process has used, with its children that have ended.
 pub(super) fn cpu_seconds_of(pid: u32) -> Option<f64> {
     cpu_ticks_of(pid).map(|ticks| ticks / TICKS)
+}
+
+/// CPU seconds that this process has used, without its children.
+pub(super) fn own_cpu_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
 /// proc(5), fields 3, 9 and 14 to 17 of `stat`.

@@ -4,7 +4,7 @@
 //! [`rows`] says what runs and what must come out. A delivery: [`fabric`] builds the network, [`run`] watches it,
 //! [`method`] holds the ways to deliver. [`egress`] is the seeder alone, [`simulate`] the simulator. [`record`] keeps what
 //! was measured, [`report`] writes the tables. [`enrol`] is the controller alone, with machines that only talk;
-//! [`figures`] is all of it together, drawn as the paper's figures.
+//! [`hall`] is the server with agents in namespaces, [`figures`] a run of it drawn as the paper's figures.
 
 pub mod content;
 pub mod egress;
@@ -12,6 +12,7 @@ pub mod enrol;
 pub mod fabric;
 pub mod figures;
 pub mod group;
+pub mod hall;
 pub mod machine;
 pub mod method;
 pub mod record;

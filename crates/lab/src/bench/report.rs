@@ -264,7 +264,7 @@ fn enrolment(load: &enrol::Load, name: &str, session: &Session) -> String {
         "\n`rackswarm serve` as a process with its database on a disk, and machines that are tasks of the bench, each with a connection of \
          its own. First they boot as strangers, {} at once: script, inventory, approval by rule. An operator gives each a rack and a power hook. \
          Then one deployment to all: the controller calls the hook (at most {} machines a second), the machine asks for its script, registers, \
-         reports every second while it fetches for {} s, proves itself and beats. Self-test, kernel and pieces are left out.\n",
+         reports as often as it is told to while it fetches for {} s, proves itself and beats. Self-test, kernel and pieces are left out.\n",
         load.at_once,
         load.starts_per_second,
         load.fetching.as_secs()

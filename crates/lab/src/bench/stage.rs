@@ -102,20 +102,6 @@ impl<'a> Stage<'a> {
         self.spawn(place, line, false).map(drop)
     }
 
-    /// As [`Stage::start`], but the process enters the place's namespace by itself. On cores that are busy the kernel takes
-    /// its time over that, and nobody waits for it here.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start_by_itself(&mut self, place: Place, line: &[String]) -> Result<()> {
-        let mut outside = line!["ip", "netns", "exec", self.fabric.namespace(place)];
-        outside.extend_from_slice(line);
-        let mut command = self.command(place, &outside, false)?;
-        let child = command.spawn().with_context(|| format!("cannot start {}", outside.join(" ")))?;
-        self.children.entry(place).or_default().push(child);
-        Ok(())
-    }
-
     /// Starts a node's process up to the gate: it waits there for [`Stage::release`].
     ///
     /// # Errors
@@ -131,10 +117,17 @@ impl<'a> Stage<'a> {
     /// # Errors
     /// When its process has ended already.
     pub fn release(&mut self, node: usize) -> Result<()> {
-        match self.gates.remove(&node) {
-            None => Ok(()),
-            Some(mut gate) => gate.write_all(b"\n").with_context(|| format!("node {node} did not wait at the gate")),
-        }
+        self.release_with(node, &[])
+    }
+
+    /// Opens the gate for one node, with words that its command line lacks so far.
+    ///
+    /// # Errors
+    /// When its process has ended already.
+    pub fn release_with(&mut self, node: usize, words: &[String]) -> Result<()> {
+        let Some(mut gate) = self.gates.remove(&node) else { return Ok(()) };
+        let line = words.join(" ") + "\n";
+        gate.write_all(line.as_bytes()).with_context(|| format!("node {node} did not wait at the gate"))
     }
 
     /// The groups of all places.
@@ -146,6 +139,23 @@ impl<'a> Stage<'a> {
     #[must_use]
     pub fn group(&self, place: Place) -> Option<&Group> {
         self.groups.get(&place)
+    }
+
+    /// Ends all processes at a place as a power failure would, and forgets them.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub fn end(&mut self, place: Place) -> Result<()> {
+        if let Some(group) = self.groups.get(&place) {
+            self.wait_for("killed processes end", Duration::from_secs(10), || {
+                group.signal(Signal::KILL);
+                group.pids().is_empty()
+            })?;
+        }
+        for mut child in self.children.remove(&place).into_iter().flatten() {
+            child.wait().context("a killed process cannot be waited for")?;
+        }
+        Ok(())
     }
 
     /// How the first process at a place ended, if it did.
