@@ -121,7 +121,7 @@ impl Engine {
         self.withdraw_offer(&mut link);
         self.uplink.gone(&mut link);
         if self.is_needless(&link) {
-            self.book.forget(link.listens_at().unwrap_or(link.address));
+            self.book.forget(link.address);
         } else if link.side == Side::Outbound {
             self.book.failed(link.address, self.now.duration(), &mut self.chance);
         }
