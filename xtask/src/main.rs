@@ -29,7 +29,7 @@ usage: cargo xtask COMMAND
   bench [ROW...] [--runs N]        deliveries in network namespaces, measured beside other programs on the same work;
         [--quick] [--peers]        as root; installs and builds what it needs; row m is one process, n, o and p are
                                    simulated. More options: target/release/rackswarm lab bench --help
-  test [--tier a|interop|b|c|vm|all]
+  test [--tier a|interop|b|c|long|vm|all]
                                    every check of this repository (default: all);
                                    a: formatting, lints, tests without virtual machines, documents
                                    interop: with aria2, transmission, libtorrent and rqbit as they come

@@ -109,7 +109,7 @@ fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_b
 }
 
 #[test]
-fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_uefi() {
+fn vm_long_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_uefi() {
     deployed_to_a_layout("uefi", Firmware::UefiPxe, 1);
 }
 
