@@ -329,6 +329,12 @@ impl Link {
         self.stale.front().map(|stale| stale.piece)
     }
 
+    /// Whether it has not yet answered what was taken back of this piece. Asked
+    /// again before, its answer could be to either request.
+    pub(crate) fn leaves_open_of(&self, piece: u32) -> bool {
+        self.stale.iter().any(|stale| stale.piece == piece)
+    }
+
     /// Whether these blocks were taken back before; forgotten once they came.
     pub(crate) fn was_forgiven(&mut self, run: Run) -> bool {
         let Some(at) = self.stale.iter().position(|stale| stale.covers(run)) else { return false };

@@ -349,6 +349,24 @@ fn kin_who_miss_a_piece_are_told_and_seeds_in_any_case() {
     assert_eq!([A, B, C, D].map(told), [false, true, true, false], "{out:?}");
 }
 
+/// All that fits into memory waits for a slow disk, and nobody has any news:
+/// what is written makes room for the next.
+#[test]
+fn room_that_a_written_piece_leaves_is_used_at_once() {
+    let two_pieces = Policy { active_bytes: u64::from(2 * BLOCKS * BYTES), ..cooperative() };
+    let mut script = Script::new(Setup::new(shape(), set(&[])), two_pieces);
+    let asked = requested(&script.kin(A, &[1, 2, 3], None));
+    let [(A, first), (A, second)] = asked[..] else { panic!("{asked:?}") };
+    script.pass(Duration::from_millis(100));
+    script.deliver(A, first.piece);
+    let out = script.deliver(A, second.piece);
+    assert_eq!(requested(&out), [], "two pieces are as much as there is memory for");
+    assert_eq!(requested(&script.pass(Duration::from_millis(100))), []);
+    let out = script.step(Input::Verified(first.piece, Verdict::Good));
+    let third = 6 - first.piece - second.piece;
+    assert_eq!(requested(&out), [(A, whole(third))]);
+}
+
 /// Before the first piece has come nobody knows how long one takes.
 #[test]
 fn silent_kin_lose_the_piece_to_others_in_eight_seconds_at_first() {
@@ -362,6 +380,25 @@ fn silent_kin_lose_the_piece_to_others_in_eight_seconds_at_first() {
     assert!(out.contains(&Output::Say(A, Message::Cancel(part(1, 4, 12)))), "{out:?}");
     assert_eq!(requested(&out), [(B, part(1, 4, 12))], "and only what is missing");
     assert_eq!(drops(&out), []);
+}
+
+#[test]
+fn what_was_taken_back_is_asked_of_the_same_again_only_after_its_answer() {
+    let mut script = Script::with(set(&[]));
+    assert_eq!(requested(&script.kin(A, &[1, 2], None)).len(), 2);
+    script.step(Input::Arrived(A, part(1, 0, 4)));
+    let (out, rest) = (script.pass(Duration::from_millis(8_100)), part(1, 4, 12));
+    assert!([rest, whole(2)].iter().all(|block| out.contains(&Output::Say(A, Message::Cancel(*block)))), "{out:?}");
+    // What crossed one cancellation came; the answer to the other is still to come.
+    script.deliver(A, 2);
+    let orphans_are_asked_for = |script: &mut Script| {
+        let mut out = script.kin(B, &[], None);
+        out.extend(script.step(Input::Gone(B)));
+        requested(&out)
+    };
+    assert_eq!(orphans_are_asked_for(&mut script), [], "an answer could be to either request");
+    script.say(A, Message::Reject(rest));
+    assert_eq!(orphans_are_asked_for(&mut script), [(A, rest)]);
 }
 
 #[test]

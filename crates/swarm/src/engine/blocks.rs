@@ -236,6 +236,7 @@ impl Engine {
         if self.have.is_full() {
             self.completed(out);
         } else if was_full {
+            self.has_room = true;
             self.refill_all(out);
         }
         self.offer_anew(out);

@@ -73,7 +73,7 @@ impl Engine {
     /// Requests all of a piece that is missing; false when that is nothing.
     pub(super) fn fetch(&mut self, peer: Peer, piece: u32, out: &mut Vec<Output>) -> bool {
         let mut forgotten = Vec::new();
-        let Some(link) = self.links.get(peer) else { return false };
+        let Some(link) = self.links.get(peer).filter(|link| !link.leaves_open_of(piece)) else { return false };
         let runs = self.picker.take(&link.asker(), piece, &mut forgotten);
         self.forget(&mut forgotten, out);
         let any = !runs.is_empty();

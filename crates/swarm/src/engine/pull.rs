@@ -133,7 +133,7 @@ impl Engine {
     /// Who can send us this piece: near before far, the idle before the busy,
     /// and last a seed that chooses what it sends.
     fn best_source(&self, piece: u32, spares_seeds: bool) -> Option<Peer> {
-        let may_send = |link: &&Link| self.may_ask(link) && link.has.contains(piece) && !(spares_seeds && link.offers);
+        let may_send = |link: &&Link| self.may_send(link, piece) && !(spares_seeds && link.offers);
         let rank = |link: &&Link| (link.offers, !self.is_near(link), link.owes_blocks(), link.strikes, link.owed_since);
         self.links.iter().filter(may_send).min_by_key(rank).map(|link| link.peer)
     }
@@ -149,6 +149,10 @@ impl Engine {
 
     fn may_ask(&self, link: &Link) -> bool {
         link.is_kin() && !link.snubbed && !link.on_parole && link.wanted > 0
+    }
+
+    fn may_send(&self, link: &Link, piece: u32) -> bool {
+        self.may_ask(link) && link.has.contains(piece) && !link.leaves_open_of(piece)
     }
 
     /// Nothing has been coming for too long.
@@ -207,9 +211,7 @@ impl Engine {
     fn pull_twice(&mut self, out: &mut Vec<Output>) -> bool {
         let late: Vec<u32> = self.flows().flat_map(|link| link.outstanding.iter().map(|run| run.piece)).collect();
         for piece in late {
-            let idle = |link: &&Link| {
-                self.may_ask(link) && link.has.contains(piece) && link.outstanding.is_empty() && self.is_near(link)
-            };
+            let idle = |link: &&Link| self.may_send(link, piece) && link.outstanding.is_empty() && self.is_near(link);
             let Some(peer) = self.links.iter().find(idle).map(|link| link.peer) else { continue };
             let Some(link) = self.links.get(peer) else { continue };
             if let Some(run) = self.picker.take_twice(&link.asker(), piece) {
