@@ -103,13 +103,13 @@ ln -s ../tell.service /etc/systemd/system/multi-user.target.wants/tell.service
 "#;
 
 #[test]
-fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_bios() {
+fn vm_long_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_bios() {
     // The second time its own arrays of the first are in the way, and nobody is asked about them.
     deployed_to_a_layout("bios", Firmware::Bios, 2);
 }
 
 #[test]
-fn vm_long_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_uefi() {
+fn vm_a_tree_is_deployed_to_a_mirror_with_volumes_and_an_encrypted_file_system_by_uefi() {
     deployed_to_a_layout("uefi", Firmware::UefiPxe, 1);
 }
 
