@@ -12,6 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::{Buf, Bytes};
 use fleet::deployment::ImageInfo;
 use fleet::ids::{ImageName, Millis};
+use fleet::layout::Layout;
 use futures_util::{Stream, StreamExt};
 use image::{FileSource, Format, Image, ImportOptions, Registry};
 use swarm::tracker::{Tracker, TrackerPolicy};
@@ -229,8 +230,7 @@ impl Images {
         let (image, source, torrent, info) = blocking(move || {
             let source = FileSource::open(&image.disk_path(), Arc::clone(&image.manifest))?;
             let torrent = image.torrent(&announce)?;
-            let layout = image.layout()?;
-            let info = info(&image).map(|info| ImageInfo { layout, ..info });
+            let info = info(&image, image.layout()?);
             Ok((image, source, torrent, info))
         })
         .await?;
@@ -256,7 +256,7 @@ impl Images {
 }
 
 /// What the fleet knows of an image; nothing without a digest.
-fn info(image: &Image) -> Option<ImageInfo> {
+fn info(image: &Image, layout: Option<Layout>) -> Option<ImageInfo> {
     let manifest = &image.manifest;
     let sealed = std::fs::metadata(image.disk_path()).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH);
     let milliseconds = sealed.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -268,7 +268,7 @@ fn info(image: &Image) -> Option<ImageInfo> {
         piece_size: manifest.piece_size_bytes(),
         infohash: manifest.infohash()?.to_string(),
         sealed_at: Millis(u64::try_from(milliseconds).unwrap_or(u64::MAX)),
-        layout: None,
+        layout,
     })
 }
 

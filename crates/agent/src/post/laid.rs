@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fleet::layout::{Layout, Mount, Plan, Role, Table, Target};
 
 use super::mount::MountedRoot;
-use super::{Done, Root, of_action, wrong};
+use super::{Done, Root, of_action, timed, wrong};
 use crate::command::Run;
 use crate::contents::probe;
 use crate::layout::{Built, WITHOUT_UDEV};
@@ -56,7 +56,7 @@ impl LaidRoot {
     /// Unpacks the archive and removes it.
     pub(crate) fn unpack(&mut self, stop: &Stop, done: &Done<'_>) -> Result<(), Error> {
         let archive = self.archive();
-        step("unpack", done, || {
+        step("unpack", stop, done, || {
             Run::new("tar", UNPACK_LIMIT)
                 .args(["--extract", "--use-compress-program=zstd -dcq", "--numeric-owner", "--same-owner"])
                 .args(["--preserve-permissions", "--xattrs", "--xattrs-include=*", "--delay-directory-restore"])
@@ -78,12 +78,12 @@ impl LaidRoot {
         stop: &Stop,
         done: &Done<'_>,
     ) -> Result<(), Error> {
-        step("file_systems", done, || self.tell_of_devices(layout, keys, stop))?;
-        step("initramfs", done, || {
+        step("file_systems", stop, done, || self.tell_of_devices(layout, keys, stop))?;
+        step("initramfs", stop, done, || {
             self.inside("update-initramfs", INITRAMFS_LIMIT).args(["-u", "-k", "all"]).text(stop)?;
             Ok("made by the tree's own update-initramfs".to_owned())
         })?;
-        step("boot_loader", done, || self.install_loader(layout, targets, stop))
+        step("boot_loader", stop, done, || self.install_loader(layout, targets, stop))
     }
 
     /// Writes what the system is to find its file systems, arrays and keys by.
@@ -171,12 +171,15 @@ impl LaidRoot {
     }
 }
 
-fn step(name: &'static str, done: &Done<'_>, act: impl FnOnce() -> Result<String, Error>) -> Result<(), Error> {
-    let began = Instant::now();
+/// A step that may take minutes, named before it begins.
+fn step(
+    name: &'static str,
+    stop: &Stop,
+    done: &Done<'_>,
+    act: impl FnOnce() -> Result<String, Error>,
+) -> Result<(), Error> {
     tracing::info!("{name}");
-    let said = act().map_err(|error| of_action(name, error))?;
-    done(name, began.elapsed(), said);
-    Ok(())
+    timed(name, stop, done, || act().map(Some))
 }
 
 /// The identity of what a device holds, read from it.

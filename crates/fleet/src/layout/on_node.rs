@@ -37,8 +37,8 @@ impl Layout {
         if !firmware.bios && !firmware.uefi {
             return Err(Wrong("no machine would start this layout: give it a partition with role = \"esp\" for UEFI, partitions with role = \"bios_boot\" for BIOS, or both".to_owned()));
         }
-        for uefi in [true, false] {
-            if if uefi { firmware.uefi } else { firmware.bios } {
+        for (uefi, starts) in [(true, firmware.uefi), (false, firmware.bios)] {
+            if starts {
                 self.check(uefi)?;
             }
         }
@@ -78,8 +78,7 @@ impl Layout {
         own: Option<&str>,
     ) -> Result<Vec<&'a Disk>, Refusal> {
         let mut chosen: Vec<Option<&Disk>> = vec![None; self.disks.len()];
-        let with_rule_first = [true, false];
-        for has_rule in with_rule_first {
+        for has_rule in [true, false] {
             for (index, laid) in self.disks.iter().enumerate().filter(|(_, laid)| laid.rule.is_some() == has_rule) {
                 let purpose = Purpose::Write { image_bytes: laid.least_bytes(), own };
                 let disk = match &laid.rule {

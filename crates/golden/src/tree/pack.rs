@@ -149,6 +149,11 @@ at = "/"
         "sbin/lvm",
     ];
 
+    fn archive(root: &std::path::Path, to: &std::path::Path) {
+        let status = Command::new("tar").arg("-C").arg(root).arg("-cf").arg(to).arg(".").status().unwrap();
+        assert!(status.success());
+    }
+
     /// An archive of these files, and a tree that is to be made of it.
     fn tree(folder: &std::path::Path, files: &[&str]) -> Tree {
         let root = folder.join("made");
@@ -158,8 +163,7 @@ at = "/"
             fs::write(&path, "ID=debian\nPRETTY_NAME=\"Debian 12\"\n").unwrap();
         }
         let source = folder.join("made.tar");
-        let status = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&source).arg(".").status().unwrap();
-        assert!(status.success());
+        archive(&root, &source);
         Tree {
             source,
             layout: toml::from_str(LAYOUT).unwrap(),
@@ -176,17 +180,7 @@ at = "/"
         let folder = tempfile::tempdir().unwrap();
         let tree = tree(folder.path(), &FILES);
         std::os::unix::fs::chown(folder.path().join("made/etc/os-release"), Some(7), Some(8)).unwrap();
-        assert!(
-            Command::new("tar")
-                .arg("-C")
-                .arg(folder.path().join("made"))
-                .arg("-cf")
-                .arg(&tree.source)
-                .arg(".")
-                .status()
-                .unwrap()
-                .success()
-        );
+        archive(&folder.path().join("made"), &tree.source);
         // Skippable frames, as zstd's own tool passes over them.
         let frame = [&[0x5E, 0x2A, 0x4D, 0x18, 4, 0, 0, 0][..], b"head"].concat();
         let packed = tree.pack(&frame, &|_| frame.clone(), &|_| ()).unwrap();

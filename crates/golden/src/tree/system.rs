@@ -101,12 +101,11 @@ impl<'a> System<'a> {
             return Err(would_not_start(&missing));
         }
         expect_architecture(tree)?;
-        let name = release.get("PRETTY_NAME").or(release.get("NAME")).cloned().unwrap_or_else(|| "Linux".to_owned());
         Ok(System {
             tree,
             layout,
             identities,
-            name,
+            name: name(&release),
             id: release.get("ID").cloned().unwrap_or_default(),
             kernel_version: kernel.unwrap_or_default(),
             initramfs: initramfs.flatten().unwrap_or_default(),
@@ -284,8 +283,12 @@ pub(crate) fn expect_for_nodes(tree: &Inside, layout: &Layout) -> Result<(String
         return Err(would_not_start(&missing));
     }
     expect_architecture(tree)?;
-    let name = release.get("PRETTY_NAME").or(release.get("NAME")).cloned().unwrap_or_else(|| "Linux".to_owned());
-    Ok((name, kernel.unwrap_or_default()))
+    Ok((name(&release), kernel.unwrap_or_default()))
+}
+
+/// What the distribution calls itself.
+fn name(release: &BTreeMap<String, String>) -> String {
+    release.get("PRETTY_NAME").or(release.get("NAME")).cloned().unwrap_or_else(|| "Linux".to_owned())
 }
 
 fn would_not_start(missing: &[&str]) -> Error {
