@@ -1,5 +1,5 @@
 //! Faults of the data plane with the real server and the real agent in a namespace for each node: a rack without power, a
-//! leader that dies, an uplink that falls to a tenth.
+//! leader that dies, an uplink that falls to a fiftieth.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ const IMPATIENT: &str = "[deploy]\nsilence_seconds = 8\npause_seconds = 1\nstart
 /// A dead agent is noticed soon, and its node has failed then.
 const ONE_TRY: &str = "[deploy]\nsilence_seconds = 8\nattempts = 1\nstarts_per_second_per_rack = 20\n";
 
-/// Deploys to so many racks while `meddle` does its worst, and returns the report. Every disk of a node that runs holds the
+/// Deploys to so many racks while `meddle` does its worst until it says that it is done, and returns the report. Every disk of a node that runs holds the
 /// image.
 fn deploy(racks: usize, settings: &str, order: Order, meddle: impl FnMut(&mut Hall<'_>) -> bool + Send) -> Report {
     let mut meddle = meddle;
@@ -54,13 +54,13 @@ fn deploy(racks: usize, settings: &str, order: Order, meddle: impl FnMut(&mut Ha
     hall.fill().unwrap();
     hall.line_up().unwrap();
     let id = hall.deploy(Rollout { order, ..Rollout::default() }).unwrap();
-    let mut has_struck = false;
+    let mut has_meddled = false;
     hall.attend(id, LIMIT, |hall| {
-        has_struck = has_struck || meddle(hall);
+        has_meddled = has_meddled || meddle(hall);
         Ok(())
     })
     .unwrap();
-    assert!(has_struck, "the fault never came");
+    assert!(has_meddled, "the fault never came, or never ended");
     let mut report = hall.report(id).unwrap();
     report.nodes.sort_by(|one, other| one.run.node.cmp(&other.run.node));
     for (node, told) in report.nodes.iter().enumerate() {
@@ -76,24 +76,32 @@ fn has(hall: &Hall<'_>, node: usize, percent: u64) -> bool {
     view.stage == NodeStage::Fetching && view.progress.is_some_and(|told| told.done_bytes * 100 >= BYTES * percent)
 }
 
+fn is_past_fetching(hall: &Hall<'_>, node: usize) -> bool {
+    matches!(hall.view(node).unwrap().stage, NodeStage::PostActions | NodeStage::Rebooting | NodeStage::Running)
+}
+
 fn is_running(node: &NodeReport) -> bool {
     matches!(node.run.outcome, Outcome::Running { .. })
 }
 
-/// Seconds of the last try's fetch.
-fn fetch_seconds(node: &NodeReport) -> f64 {
-    let stages = &node.run.tries.last().expect("a try").stages;
-    let passed = stages.iter().find(|passed| passed.stage == NodeStage::Fetching);
-    passed.expect("it fetched").milliseconds as f64 / 1000.0
+/// When the image was complete on its disk, in milliseconds since the Unix epoch, and how long the fetch of that try took.
+/// Machines are noisy, so only the order of such moments is asserted; the seconds are told.
+fn verified(node: &NodeReport) -> (u64, f64) {
+    let last = node.run.tries.last().expect("a try");
+    let fetched = last.stages.iter().position(|passed| passed.stage == NodeStage::Fetching).expect("it fetched");
+    let passed: u64 = last.stages[..=fetched].iter().map(|passed| passed.milliseconds).sum();
+    (last.began_at.0 + passed, last.stages[fetched].milliseconds as f64 / 1000.0)
 }
 
-fn slowest<'a>(nodes: impl IntoIterator<Item = &'a NodeReport>) -> f64 {
-    nodes.into_iter().map(fetch_seconds).fold(0.0, f64::max)
-}
-
-/// Seconds that the image takes over one link, headers included.
-fn once() -> f64 {
-    BYTES as f64 * 8.0 / LINK as f64 * 1514.0 / 1448.0
+/// Every one of `before` had its image when none of `after` had it. Whoever waits for another that is held up for longer
+/// than the whole image takes is overtaken or comes with it.
+fn all_before(before: &[&NodeReport], after: &[&NodeReport]) {
+    let slowest = |nodes: &[&NodeReport]| nodes.iter().map(|node| verified(node).1).fold(0.0, f64::max);
+    let last = before.iter().map(|node| verified(node).0).max().expect("somebody");
+    let first = after.iter().map(|node| verified(node).0).min().expect("somebody");
+    println!("fetched in at most {:.1} s, the ones held up in {:.1} s", slowest(before), slowest(after));
+    println!("between the last of the others and the first held up: {:.1} s", (first as f64 - last as f64) / 1000.0);
+    assert!(last < first, "somebody who was not struck had its image {} ms after one who was", last - first);
 }
 
 #[test]
@@ -115,9 +123,8 @@ fn a_rack_that_loses_power_half_way_comes_back_and_fetches_only_what_it_lacks() 
         println!("{} received {again:.3} images after it came back", node.run.node);
         assert!(again < 0.65, "{} received {again:.3} images after it came back", node.run.node);
     }
-    let (rest, limit) = (slowest(spared.iter().copied()), 1.6 * once());
-    println!("the other racks fetched in {rest:.1} s, {:.3} of what one link takes", rest / once());
-    assert!(spared.iter().all(|node| node.run.tries.len() == 1) && rest < limit, "{rest:.1} s, at most {limit:.1}");
+    assert!(spared.iter().all(|node| node.run.tries.len() == 1), "{spared:?}");
+    all_before(&spared, &struck);
 }
 
 #[test]
@@ -137,21 +144,32 @@ fn a_leader_that_dies_while_it_fetches_is_replaced_and_its_rack_completes() {
 }
 
 #[test]
-fn an_uplink_that_falls_to_a_tenth_holds_up_its_own_rack_alone() {
+fn an_uplink_that_falls_to_a_fiftieth_holds_up_its_own_rack_alone() {
+    let others = 0..2 * NODES_PER_RACK;
+    let mut is_slow = false;
     let report = deploy(3, "", Order::Lanes, |hall| {
-        let strikes = has(hall, 2 * NODES_PER_RACK, 20);
-        if strikes {
-            hall.stage.fabric.set_uplink(2, UPLINK / 10).unwrap();
+        if !is_slow {
+            is_slow = has(hall, others.end, 20);
+            if is_slow {
+                hall.stage.fabric.set_uplink(2, UPLINK / 50).unwrap();
+            }
+            return false;
         }
-        strikes
+        // The rest would take the rack a minute, however quick the machine is: the others have theirs first, or wait for it.
+        let are_done = others.clone().all(|node| is_past_fetching(hall, node));
+        if are_done {
+            hall.stage.fabric.set_uplink(2, UPLINK).unwrap();
+        }
+        are_done
     });
     assert!(report.nodes.iter().all(is_running), "{report:?}");
-    let (others, own) = report.nodes.split_at(2 * NODES_PER_RACK);
-    let (rest, rack) = (slowest(others), slowest(own));
-    // At half of a node's link the rack can have the rest at best in twice the time.
-    println!("the other racks fetched in {rest:.1} s, the one behind the slow uplink in {rack:.1} s");
+    assert!(report.nodes.iter().all(|node| node.run.tries.len() == 1), "{report:?}");
+    let (own, others): (Vec<_>, Vec<_>) =
+        report.nodes.iter().partition(|node| node.run.rack.as_ref().is_some_and(|rack| rack.as_str() == "r03"));
+    assert_eq!(own.len(), NODES_PER_RACK);
+    all_before(&others, &own);
+    // What came in twice would make a slow uplink slower yet.
     let entered = report.racks[2].entered_copies.expect("it stands in a rack");
-    println!("{entered:.3} images entered it");
-    assert!(rest < 1.6 * once(), "{rest:.1} s");
-    assert!(rack < 3.0 * once() && entered < 1.3, "{rack:.1} s, {entered:.3} images");
+    println!("{entered:.3} images entered the rack behind the slow uplink");
+    assert!(entered < 1.3, "{entered:.3} images");
 }
