@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use api::operator::{DeployedView, NodeView, RackView, SetView, TimelineLine};
 use fleet::change::Note;
+use fleet::discovery::Inventory;
 use fleet::life::Stage;
 use fleet::node::{Node, Rack};
 use fleet::plan::{Policy, deadline};
@@ -33,8 +34,7 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         power: node.power.clone(),
         power_state: live.and_then(|live| live.power).map(|(power, _)| power),
         power_read_at: live.and_then(|live| live.power).map(|(_, at)| at),
-        // Of all nodes it would be a long list; one that waits is judged by it.
-        inventory: node.inventory.clone().filter(|told| !node.approved || told.failed_checks().next().is_some()),
+        inventory: told_inventory(node).cloned(),
         member: node.member.clone(),
         memory_gib: node.memory_gib,
         address: state.address_of(node),
@@ -61,6 +61,11 @@ pub fn node(state: &State, policy: &Policy, node: &Node) -> NodeView {
         heard: live.and_then(|live| live.heard),
         unexpected_total: node.unexpected_total,
     }
+}
+
+/// Of all nodes it would be a long list; one that waits is judged by it.
+fn told_inventory(node: &Node) -> Option<&Inventory> {
+    node.inventory.as_ref().filter(|told| !node.approved || told.failed_checks().next().is_some())
 }
 
 /// A line of a timeline.

@@ -78,7 +78,9 @@ pub struct Enrolment {
     pub report: Spread,
     /// Heartbeats while all machines run.
     pub beat: Spread,
-    /// Reports in a second while all machines fetch.
+    /// Seconds between two reports of a machine that fetches, as its orders say. 0 in records from before they said so.
+    pub report_seconds: u32,
+    /// Reports answered in a second while all machines fetch.
     pub reports_per_second: f64,
     /// An operator meanwhile: status.
     pub status: Spread,
@@ -236,6 +238,12 @@ async fn all(load: &Load, setting: &Setting<'_>, folder: &Path) -> Result<Enrolm
 }
 
 impl Enrolment {
+    /// Reports that all machines together mean to send in a second while they fetch.
+    #[must_use]
+    pub fn reports_offered_per_second(&self) -> f64 {
+        self.nodes as f64 / f64::from(self.report_seconds.max(1))
+    }
+
     fn read(&mut self, clocks: &Clocks) {
         let of = |phase, call| Spread::of(clocks.times(phase, call));
         self.enrol_call = of(Phase::Enrol, Call::Boot);
@@ -246,6 +254,7 @@ impl Enrolment {
         self.deployment = of(Phase::AllFetch, Call::Deployment);
         self.list = of(Phase::AllFetch, Call::List);
         let together = clocks.length(Phase::AllFetch).as_secs_f64();
+        self.report_seconds = clocks.report_seconds();
         self.reports_per_second = self.report.count as f64 / together.max(0.001);
         self.repeated = clocks.repeated();
     }

@@ -278,7 +278,8 @@ fn enrolment(load: &enrol::Load, name: &str, session: &Session) -> String {
         let _ = write!(
             text,
             "\nRun {number}{disturbed}: {} machines in {} racks; enrolled in {:.1} s, deployed and proved in {:.1} s; the order to deploy was \
-             answered after {:.0} ms. While all fetched, {:.0} reports a second. Controller: {:.0} MiB at its most; CPU {:.1} s enrolling, {:.1} s \
+             answered after {:.0} ms. While all fetched, each was told to report every {} s: {:.0} reports a second were offered, {:.0} \
+             answered. Controller: {:.0} MiB at its most; CPU {:.1} s enrolling, {:.1} s \
              for racks and power hooks, {:.1} s deploying, {:.2} cores while all ran; database {:.0} MiB. A console heard {} events and missed \
              some {} times. {} requests were sent again.\n\n| ms | count | p50 | p99 | longest |\n|---|---|---|---|---|\n",
             run.nodes,
@@ -286,6 +287,8 @@ fn enrolment(load: &enrol::Load, name: &str, session: &Session) -> String {
             run.enrol_seconds,
             run.deploy_seconds,
             run.deploy_call,
+            run.report_seconds,
+            run.reports_offered_per_second(),
             run.reports_per_second,
             run.resident_peak as f64 / MIB,
             run.cpu_enrol,

@@ -574,6 +574,12 @@ fn control() -> Row {
                 enrolled(session, |run| run.report.p99)
             }),
             Figure::told("p50", |session| enrolled(session, |run| run.report.p50)),
+            Figure::told("reports a second that all of them mean to send", |session| {
+                enrolled(session, Enrolment::reports_offered_per_second)
+            }),
+            Figure::told("reports a second that were answered", |session| {
+                enrolled(session, |run| run.reports_per_second)
+            }),
             Figure::at_most("ms from assignment to power, p99", 2000.0, 500.0, |session| {
                 enrolled(session, |run| run.assigned_to_power.p99)
             }),

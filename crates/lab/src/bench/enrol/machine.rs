@@ -1,7 +1,7 @@
 //! One machine: what its firmware, its agent in memory and its deployed system say to the controller.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ pub(super) struct Clocks {
     verified: AtomicUsize,
     running: AtomicUsize,
     repeated: AtomicU64,
+    report_seconds: AtomicU32,
     times: Mutex<BTreeMap<(Phase, Call), Vec<f64>>>,
     began: Mutex<BTreeMap<Phase, Instant>>,
 }
@@ -77,6 +78,7 @@ impl Clocks {
             verified: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             repeated: AtomicU64::new(0),
+            report_seconds: AtomicU32::new(0),
             times: Mutex::default(),
             began: Mutex::default(),
         }
@@ -122,6 +124,11 @@ impl Clocks {
 
     pub(super) fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
+    }
+
+    /// Seconds between two reports, as the orders of the last machine say.
+    pub(super) fn report_seconds(&self) -> u32 {
+        self.report_seconds.load(Ordering::Relaxed)
     }
 
     pub(super) fn repeated(&self) -> u64 {
@@ -202,6 +209,7 @@ impl Machine {
 
     async fn fetch(&self, agent: &Client, orders: &Assignment) -> Result<()> {
         let begun = Instant::now();
+        self.clocks.report_seconds.store(orders.report_seconds, Ordering::Relaxed);
         let total = orders.size_bytes;
         while begun.elapsed() < self.fetching {
             tokio::time::sleep(Duration::from_secs(orders.report_seconds.into())).await;
