@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 /// A machine's definition, beside everything else that belongs to it.
 const DEFINITION: &str = "vm.toml";
+/// Rules of QEMU's driver `blkdebug`, which fails writes on demand.
+const RULES: &str = "write-errors";
 /// Where the machines' folders are within the lab's folder.
 const FOLDER: &str = "vm";
 /// How long the kernel may take to end killed machines on a loaded host.
@@ -31,6 +33,17 @@ pub struct Spec {
     pub disks_bytes: Vec<u64>,
     /// Serial number for all of its disks, if they shall not have one each.
     pub same_serial: Option<String>,
+    /// What is wrong with its first disk.
+    pub fault: Option<DiskFault>,
+}
+
+/// What QEMU does to a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFault {
+    /// Every write of this sector of 512 bytes, counted from the disk's beginning, fails (EIO). It can be read.
+    WriteError(u64),
+    /// It writes no more bytes a second than this.
+    Slow(u64),
 }
 
 impl Spec {
@@ -45,6 +58,7 @@ impl Spec {
             memory_mib: 512,
             disks_bytes: vec![disk_bytes],
             same_serial: None,
+            fault: None,
         }
     }
 }
@@ -76,6 +90,12 @@ impl Machines {
         }
         std::fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
         let machine = self.define(spec, number, &home);
+        if let Some(DiskFault::WriteError(sector)) = spec.fault {
+            // From the first write on, and for writes alone: the rule is for the sector, not for the event.
+            let rule = "[inject-error]\nevent = \"write_aio\"\niotype = \"write\"\nerrno = \"5\"\n";
+            let rule = format!("{rule}sector = \"{sector}\"\n");
+            std::fs::write(home.join(RULES), rule).with_context(|| format!("cannot write {}", home.display()))?;
+        }
         for (disk, size) in machine.disks.iter().zip(&spec.disks_bytes) {
             blank_disk(&disk.path, *size)?;
         }
@@ -99,11 +119,11 @@ impl Machines {
             tap: Some(format!("tap{number}")),
             namespace: Some(self.namespace.clone()),
             order: spec.order,
-            extra: Vec::new(),
+            extra: spec.fault.map(|fault| fault_words(fault, home)).unwrap_or_default(),
             firmware_code: FIRMWARE_CODE.into(),
             firmware_variables: FIRMWARE_VARIABLES.into(),
             disks: (0..spec.disks_bytes.len())
-                .map(|disk| Disk { path: home.join(format!("disk{disk}.raw")), serial: serial(disk) })
+                .map(|disk| Disk { path: home.join(disk_file(disk)), serial: serial(disk) })
                 .collect(),
         }
     }
@@ -140,6 +160,21 @@ impl Drop for Machines {
             tracing::warn!(%error, "a machine of the lab still runs");
         }
     }
+}
+
+/// Words that change the drive which QEMU has made of the first disk by then.
+fn fault_words(fault: DiskFault, home: &Path) -> Vec<String> {
+    let change = match fault {
+        DiskFault::WriteError(_) => {
+            format!("file=blkdebug:{}:{}", home.join(RULES).display(), home.join(disk_file(0)).display())
+        }
+        DiskFault::Slow(bytes_per_second) => format!("throttling.bps-write={bytes_per_second}"),
+    };
+    ["-set".to_owned(), format!("drive.drive0.{change}")].to_vec()
+}
+
+fn disk_file(number: usize) -> String {
+    format!("disk{number}.raw")
 }
 
 /// The address by which a power driver finds the machine.
