@@ -23,6 +23,7 @@ pub mod simulate;
 pub mod stage;
 pub mod swarm;
 pub mod theory;
+pub mod warm;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,6 +44,7 @@ use rows::{Beside, Job, Row, Task, Times};
 use run::{Course, Measured};
 use simulate::Simulated;
 use theory::Work;
+use warm::Warm;
 
 /// A run that others disturbed is repeated so often.
 const REPEATS: usize = 2;
@@ -193,7 +195,9 @@ impl Bench<'_> {
 
     /// Delivers with every method, in turns, so that a change of the machine meets all of them.
     fn deliver(&mut self, task: &Task) -> Result<()> {
-        self.need_room(task.bytes * (task.plan.nodes() as u64 + 2), task.name)?;
+        let bytes = task.bytes * (task.plan.nodes() as u64 + 2);
+        self.need_room(bytes, task.name)?;
+        let _warm = Warm::up(&self.folder, bytes, &self.stop)?;
         let files = Files::make(&self.folder, task)?;
         let methods = self.methods(task);
         println!("==> {}: {} nodes, {} MiB", task.name, task.plan.nodes(), task.bytes >> 20);
@@ -269,7 +273,9 @@ impl Bench<'_> {
                 "row fig8 needs the agent: `cargo xtask bench fig8` builds it; or name one with --agent FILE",
             )?;
         ensure!(agent.is_file(), "there is no agent {}", agent.display());
-        self.need_room(load.bytes * (load.nodes as u64 + 4), job)?;
+        let bytes = load.bytes * (load.nodes as u64 + 4);
+        self.need_room(bytes, job)?;
+        let _warm = Warm::up(&self.folder, bytes, &self.stop)?;
         let copy = self.folder.join("rackswarm-agent");
         fs::copy(agent, &copy).with_context(|| format!("cannot copy {}", agent.display()))?;
         println!("==> {job}: {} agents in {} racks, {} MiB", load.nodes, load.racks, load.bytes >> 20);
