@@ -8,6 +8,7 @@
 mod check;
 mod on_node;
 mod plan;
+mod room;
 
 use std::fmt;
 use std::str::FromStr;
@@ -105,6 +106,17 @@ pub enum Extent {
     Bytes(u64),
     /// All that is left. The last one of a disk or group only.
     Rest,
+}
+
+impl Extent {
+    /// The bytes, where it is that many.
+    #[must_use]
+    pub fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Rest => None,
+        }
+    }
 }
 
 impl FromStr for Extent {
@@ -215,6 +227,10 @@ pub struct Mount {
     /// Mount options; `defaults` where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub options: Option<String>,
+    /// What the device must have at least, so that what is put there fits. Importing a tree says it of devices whose size
+    /// follows from the disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub least: Option<Extent>,
 }
 
 /// Kinds of file systems.

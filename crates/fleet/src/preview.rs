@@ -151,10 +151,18 @@ fn of_node(
 fn disk(node: &Node, image: &ImageInfo) -> DiskPreview {
     let Some(inventory) = &node.inventory else { return DiskPreview::Unknown { rule: node.disk.to_string() } };
     let chosen = match &image.layout {
-        Some(layout) => layout.choose_disks(&inventory.disks, &node.disk, node.own_disk()),
+        Some(layout) => {
+            let chosen = layout.choose_disks(&inventory.disks, &node.disk, node.own_disk());
+            chosen.map_err(|refusal| refusal.to_string()).and_then(|disks| {
+                let sizes: Vec<u64> = disks.iter().map(|disk| disk.size_bytes).collect();
+                let fits = layout.with_archive(image.size_bytes).check_room(&sizes);
+                fits.map(|()| disks).map_err(|wrong| wrong.to_string())
+            })
+        }
         None => {
             let purpose = Purpose::Write { image_bytes: image.size_bytes, own: node.own_disk() };
-            choose(&inventory.disks, &node.disk, purpose).map(|disk| vec![disk])
+            let chosen = choose(&inventory.disks, &node.disk, purpose);
+            chosen.map(|disk| vec![disk]).map_err(|refusal| refusal.to_string())
         }
     };
     match chosen {
@@ -163,6 +171,6 @@ fn disk(node: &Node, image: &ImageInfo) -> DiskPreview {
             contents: disks.iter().flat_map(|disk| disk.contents.iter().cloned()).collect(),
             told_at: inventory.at,
         },
-        Err(refusal) => DiskPreview::Refused { reason: refusal.to_string() },
+        Err(reason) => DiskPreview::Refused { reason },
     }
 }

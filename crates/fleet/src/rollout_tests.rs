@@ -768,6 +768,17 @@ fn a_dry_run_says_what_would_be_lost_and_changes_nothing() {
     assert!(matches!(&of(2).disk, DiskPreview::Unknown { rule } if rule == "the only disk"));
     assert!(of(3).refused.as_ref().unwrap().contains("network") && of(0).refused.is_none());
     assert_eq!(seen.waves.iter().map(|wave| wave.kind).collect::<Vec<_>>(), [WaveKind::Canary, WaveKind::Racks]);
+    // What an archive is unpacked on must have room for both, and the disk has 4 GiB.
+    let layout = "[[disk]]\nname = \"a\"\npartition = [{ name = \"root\", size = \"rest\" }]\n\
+        [[mount]]\non = \"a.root\"\nkind = \"ext4\"\nat = \"/\"\nleast = \"3584MiB\"";
+    let mut tree = ImageInfo::sample("tree", Digest([8; 32]));
+    tree.layout = Some(toml::from_str(layout).unwrap());
+    let mut with_tree = before.clone();
+    with_tree.apply(&Change::PutImage(tree.clone()));
+    let seen_tree =
+        preview(&with_tree, &world.policy, &drivers, world.now, &tree.name, &nodes, &Rollout::default()).unwrap();
+    let disk = &seen_tree.nodes[&node_name(0)].disk;
+    assert!(matches!(disk, DiskPreview::Refused { reason } if reason.contains("needs 4608 MiB")), "{disk:?}");
     // The real one makes the same waves.
     world.deploy(rollout);
     assert_eq!(world.deployment().waves, seen.waves);

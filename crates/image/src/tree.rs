@@ -100,7 +100,14 @@ mod tests {
     fn layout() -> Layout {
         let partition = Partition { name: "root".into(), size: Extent::Rest, role: Role::Data };
         let disk = LaidDisk { name: "a".into(), rule: None, partitions: vec![partition] };
-        let mount = Mount { on: "a.root".into(), kind: Kind::Xfs, at: Some("/".into()), label: None, options: None };
+        let mount = Mount {
+            on: "a.root".into(),
+            kind: Kind::Xfs,
+            at: Some("/".into()),
+            label: None,
+            options: None,
+            least: None,
+        };
         Layout {
             table: Table::Gpt,
             disks: vec![disk],

@@ -46,7 +46,7 @@ impl Life<'_, Assignment> {
             size_bytes: disk.size_bytes,
         };
         let targets: Vec<Target> = layout.disks.iter().zip(&chosen).map(target).collect();
-        let plan = plan(layout, &targets, Path::new(UEFI).is_dir())?;
+        let plan = plan(&layout.with_archive(manifest.size_bytes()), &targets, Path::new(UEFI).is_dir())?;
 
         // Nothing is written before the controller knows what is about to be lost.
         let lost: Vec<String> = chosen.iter().map(|disk| held(disk)).collect();

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use api::client::{Client, ClientError};
 use clap::Args;
 use fleet::ids::ImageName;
+use fleet::layout::Layout;
 use golden::{Assembled, Packed, Platform, Tree};
 
 use crate::connect::explain;
@@ -108,7 +109,8 @@ impl Arguments {
 fn make(tree: &Tree) -> Result<Made> {
     let told = |line: &str| eprintln!("{line}");
     Ok(if tree.layout.is_built_by_nodes() {
-        Made::Tree(tree.pack(&image::tree::head(&tree.layout)?, &image::tree::tail, &told)?)
+        let head = |layout: &Layout| image::tree::head(layout).map_err(|error| error.to_string());
+        Made::Tree(tree.pack(&head, &image::tree::tail, &told)?)
     } else {
         Made::Disk(tree.assemble(&told)?)
     })

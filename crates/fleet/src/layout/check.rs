@@ -160,6 +160,9 @@ impl Layout {
                     return wrong(format!("two file systems have the label `{label}`"));
                 }
             }
+            if mount.least == Some(Extent::Rest) {
+                return wrong(format!("{user}: least is a size, such as 20GiB"));
+            }
             if let Some(Extent::Bytes(bytes)) = self.extent(&mount.on)
                 && bytes < mount.kind.least_bytes()
             {

@@ -89,11 +89,14 @@ pub struct Plan {
 pub fn plan(layout: &Layout, targets: &[Target], uefi: bool) -> Result<Plan, Wrong> {
     layout.check(uefi)?;
     let mut build = Build::default();
+    let mut sizes = Vec::new();
     for disk in &layout.disks {
         let target = targets.iter().find(|target| target.name == disk.name);
         let target = target.ok_or_else(|| Wrong(format!("no disk was chosen for `{}` of the layout", disk.name)))?;
         build.partitions(layout, disk, target)?;
+        sizes.push(target.size_bytes);
     }
+    layout.check_room(&sizes)?;
     build.make_arrays(layout);
     build.make_locked(layout);
     build.groups(layout);
@@ -124,7 +127,7 @@ struct Build {
 
 impl Build {
     fn partitions(&mut self, layout: &Layout, disk: &super::LaidDisk, target: &Target) -> Result<(), Wrong> {
-        let fixed: u64 = disk.partitions.iter().map(|part| bytes(part.size)).sum();
+        let fixed: u64 = disk.partitions.iter().filter_map(|part| part.size.bytes()).sum();
         let has_rest = disk.partitions.iter().any(|part| part.size == Extent::Rest);
         let needed = fixed + TABLE_BYTES + if has_rest { ALIGNMENT_BYTES } else { 0 };
         if needed > target.size_bytes {
@@ -168,7 +171,7 @@ impl Build {
             arguments.push(format!("--new={number}:{start}M:{end}"));
             arguments.push(format!("--typecode={number}:{}", code(layout, disk, part).0));
             arguments.push(format!("--change-name={number}:{}", part.name));
-            start += bytes(part.size) >> 20;
+            start += part.size.bytes().unwrap_or_default() >> 20;
         }
         arguments.push(target.path.clone());
         self.push(format!("divide {} by GPT", target.path), "sgdisk", arguments, Input::Nothing, SHORT_SECONDS);
@@ -186,7 +189,7 @@ impl Build {
             let is_boot = boot.is_some_and(|mount| mount.on == format!("{}.{}", disk.name, part.name));
             let active = if is_boot { ", bootable" } else { "" };
             script.push_str(&format!("start={start}MiB, {size}type={}{active}\n", code(layout, disk, part).1));
-            start += bytes(part.size) >> 20;
+            start += part.size.bytes().unwrap_or_default() >> 20;
         }
         let arguments = vec!["--quiet".into(), "--wipe=always".into(), "--no-reread".into(), target.path.clone()];
         self.push(format!("divide {} by MBR", target.path), "sfdisk", arguments, Input::Text(script), SHORT_SECONDS);
@@ -298,13 +301,6 @@ impl Build {
     fn let_go(&mut self, what: String, program: &'static str, arguments: &[&str]) {
         let arguments = arguments.iter().map(ToString::to_string).collect();
         self.release.push(Step { what, program, arguments, input: Input::Nothing, limit_seconds: SHORT_SECONDS });
-    }
-}
-
-fn bytes(extent: Extent) -> u64 {
-    match extent {
-        Extent::Bytes(bytes) => bytes,
-        Extent::Rest => 0,
     }
 }
 

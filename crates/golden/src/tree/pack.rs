@@ -1,6 +1,7 @@
 //! A tree for a layout that each node builds for itself: looked through, and packed again as one archive whatever it came as.
 //! The nodes unpack nothing that was not unpacked here before.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use bootenv::cache::{Cache, Lock};
 use bootenv::command::Run;
 use fleet::disk::Size;
-use fleet::layout::Extent;
+use fleet::layout::{Extent, Kind, Layout};
 use tempfile::TempDir;
 
 use super::inside::Inside;
@@ -42,12 +43,17 @@ pub struct Packed {
 }
 
 impl Tree {
-    /// Packs the tree behind `head`; `tail` gives what comes behind so many bytes. Blocks for as long as that takes.
+    /// Packs the tree behind the `head` of the layout, which knows what the tree needs by then; `tail` gives what comes behind so many bytes. Blocks for as long as that takes.
     ///
     /// # Errors
     /// When not root; when layout, archive or digests are not right; when the tree does not fit, would not start from this
     /// layout, or lacks what makes it start; when a program is missing. Nothing is left behind.
-    pub fn pack(&self, head: &[u8], tail: &dyn Fn(u64) -> Vec<u8>, progress: &dyn Fn(&str)) -> Result<Packed, Error> {
+    pub fn pack(
+        &self,
+        head: &dyn Fn(&Layout) -> Result<Vec<u8>, String>,
+        tail: &dyn Fn(u64) -> Vec<u8>,
+        progress: &dyn Fn(&str),
+    ) -> Result<Packed, Error> {
         self.layout.check_for_nodes()?;
         if self.size_bytes.is_some() || self.kernel_line.is_some() {
             return Err(Error::Tree("each node makes this layout on its own disks with the tree's own boot loader: leave --size and --kernel-line out, and write kernel parameters into the tree's /etc/default/grub".to_owned()));
@@ -65,10 +71,12 @@ impl Tree {
         let (system, kernel_version) = system::expect_for_nodes(&tree, &self.layout)?;
         system::complete(&tree)?;
 
+        let needs = place::measure(&root, &self.layout)?;
+        let head = head(&self.layout_for(&needs)).map_err(Error::Tree)?;
         progress(&format!("pack {system} with Linux {kernel_version}"));
         let path = work.path().join("tree.tar.zst");
         let mut packed = OpenOptions::new().append(true).create_new(true).open(&path).map_err(file("create", &path))?;
-        packed.write_all(head).map_err(file("write", &path))?;
+        packed.write_all(&head).map_err(file("write", &path))?;
         Run::new("sh", "dash")
             .args(["-c", TAR])
             .args([&root, &path])
@@ -79,13 +87,26 @@ impl Tree {
         let length = || fs::metadata(&path).map(|found| found.len()).map_err(file("measure", &path));
         packed.write_all(&tail(length()?)).map_err(file("write", &path))?;
         let size_bytes = length()?;
-        self.expect_volumes(&place::measure(&root, &self.layout)?, size_bytes)?;
+        self.expect_volumes(&needs, size_bytes)?;
         Ok(Packed { path, size_bytes, system, kernel_version, notes, _work: work, _lock: lock })
+    }
+
+    /// The layout with what the tree needs of each place whose size only the nodes' disks tell.
+    fn layout_for(&self, needs: &BTreeMap<String, Need>) -> Layout {
+        let mut layout = self.layout.clone();
+        for mount in layout.mounts.iter_mut().filter(|mount| mount.kind != Kind::Swap) {
+            if !matches!(self.layout.extent(&mount.on), Some(Extent::Bytes(_))) {
+                let needed = place::least_bytes(mount.kind, place::need_of(mount, needs));
+                let said = mount.least.and_then(Extent::bytes).unwrap_or_default();
+                mount.least = Some(Extent::Bytes(needed.max(said)));
+            }
+        }
+        layout
     }
 
     /// Whether the tree fits where the layout itself says how large a place is. The archive lies on the root file system
     /// until it is unpacked.
-    fn expect_volumes(&self, needs: &std::collections::BTreeMap<String, Need>, packed_bytes: u64) -> Result<(), Error> {
+    fn expect_volumes(&self, needs: &BTreeMap<String, Need>, packed_bytes: u64) -> Result<(), Error> {
         for mount in &self.layout.mounts {
             let (Some(at), Some(Extent::Bytes(size_bytes))) = (&mount.at, self.layout.extent(&mount.on)) else {
                 continue;
@@ -112,7 +133,6 @@ impl Tree {
 mod tests {
     use super::*;
     use crate::tree::Platform;
-    use std::collections::BTreeMap;
     use std::os::unix::fs::MetadataExt as _;
     use std::process::Command;
 
@@ -183,7 +203,7 @@ at = "/"
         archive(&folder.path().join("made"), &tree.source);
         // Skippable frames, as zstd's own tool passes over them.
         let frame = [&[0x5E, 0x2A, 0x4D, 0x18, 4, 0, 0, 0][..], b"head"].concat();
-        let packed = tree.pack(&frame, &|_| frame.clone(), &|_| ()).unwrap();
+        let packed = tree.pack(&|_| Ok(frame.clone()), &|_| frame.clone(), &|_| ()).unwrap();
         assert_eq!((packed.system.as_str(), packed.kernel_version.as_str()), ("Debian 12", "6.1.0-1-amd64"));
         let bytes = fs::read(&packed.path).unwrap();
         assert!(bytes.starts_with(&frame) && bytes.ends_with(&frame) && bytes.len() as u64 == packed.size_bytes);
@@ -202,7 +222,7 @@ at = "/"
         let folder = tempfile::tempdir().unwrap();
         let sentence = |files: &[&str]| {
             let tree = tree(&tempfile::tempdir_in(folder.path()).unwrap().keep(), files);
-            tree.pack(&[], &|_| Vec::new(), &|_| ()).map(drop).unwrap_err().to_string()
+            tree.pack(&|_| Ok(Vec::new()), &|_| Vec::new(), &|_| ()).map(drop).unwrap_err().to_string()
         };
         let without = |name: &str| FILES.into_iter().filter(|file| !file.contains(name)).collect::<Vec<_>>();
         for (name, package) in [
@@ -214,6 +234,26 @@ at = "/"
             let sentence = sentence(&without(name));
             assert!(sentence.contains("would not start") && sentence.contains(package), "{sentence}");
         }
+    }
+
+    #[test]
+    fn the_layout_is_told_what_the_tree_needs_where_disks_say_the_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tree = tree(folder.path(), &FILES);
+        let least = |tree: &Tree, mib: u64| {
+            let needs = BTreeMap::from([("/".to_owned(), Need { bytes: mib << 20, files: 100 })]);
+            tree.layout_for(&needs).mounts.first().unwrap().least.and_then(Extent::bytes)
+        };
+        assert_eq!(least(&tree, 500), None, "its volume has a size");
+        tree.layout = toml::from_str(&LAYOUT.replace("\"64MiB\"", "\"rest\"")).unwrap();
+        let needed = least(&tree, 500).unwrap();
+        assert!((500 << 20..600 << 20).contains(&needed), "{needed}");
+        assert!(place::capacity(Kind::Ext4, needed, 100) >= 500 << 20);
+        tree.layout = toml::from_str(
+            &LAYOUT.replace("\"64MiB\"", "\"rest\"").replace("at = \"/\"", "at = \"/\"\nleast = \"9GiB\""),
+        )
+        .unwrap();
+        assert_eq!(least(&tree, 500), Some(9 << 30), "who wants more says it");
     }
 
     #[test]

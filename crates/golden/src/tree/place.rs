@@ -173,7 +173,7 @@ fn full_name(disk: &LaidDisk, part: &Partition) -> String {
     format!("{}.{}", disk.name, part.name)
 }
 
-fn need_of(mount: &Mount, needs: &BTreeMap<String, Need>) -> Need {
+pub(super) fn need_of(mount: &Mount, needs: &BTreeMap<String, Need>) -> Need {
     mount.at.as_ref().and_then(|at| needs.get(at)).copied().unwrap_or_default()
 }
 
@@ -292,13 +292,17 @@ fn journal(size_bytes: u64) -> u64 {
 
 /// The smallest size of a file system that this part of the tree fits in with some room to spare, in bytes.
 fn least(kind: Kind, need: Need) -> u64 {
-    let wanted = need.bytes + need.bytes / 10 + SLACK_BYTES;
+    least_bytes(kind, Need { bytes: need.bytes + need.bytes / 10 + SLACK_BYTES, ..need }).max(SLACK_BYTES)
+}
+
+/// The smallest size of a file system that this part of the tree fits in, in bytes.
+pub(super) fn least_bytes(kind: Kind, need: Need) -> u64 {
     let mut size_bytes = match kind {
-        Kind::Ext4 | Kind::Swap => SLACK_BYTES,
+        Kind::Ext4 | Kind::Swap => MIB,
         Kind::Xfs => XFS_BYTES,
         Kind::Vfat => FAT_BYTES,
     };
-    while capacity(kind, size_bytes, need.files) < wanted {
+    while capacity(kind, size_bytes, need.files) < need.bytes {
         size_bytes += (size_bytes / 64).next_multiple_of(MIB);
     }
     size_bytes.next_multiple_of(MIB)
