@@ -1,5 +1,6 @@
 //! What earlier labs left behind because they were killed: their machines, namespaces and folders.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Result;
@@ -17,7 +18,8 @@ pub struct Removed {
     pub folders: usize,
 }
 
-/// Removes what belongs to labs whose process is gone; looks for folders in `parent`.
+/// Removes what belongs to labs whose process is gone; looks for folders in `parent`. Another lab may start at the same time
+/// and do the same: what is gone by then is no error.
 ///
 /// # Errors
 /// When something cannot be removed.
@@ -33,12 +35,18 @@ pub fn remove(parent: &Path) -> Result<Removed> {
         removed.machines += vm::kill_all_in(folder)?;
     }
     for name in netns::all()?.iter().filter(|name| scratch::owner_of(name).is_some_and(is_gone)) {
-        netns::remove(name)?;
-        removed.namespaces += 1;
+        match netns::remove(name) {
+            Ok(()) => removed.namespaces += 1,
+            Err(_) if !netns::all()?.contains(name) => {}
+            Err(error) => return Err(error),
+        }
     }
     for folder in folders {
-        std::fs::remove_dir_all(folder)?;
-        removed.folders += 1;
+        match std::fs::remove_dir_all(folder) {
+            Ok(()) => removed.folders += 1,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(removed)
 }

@@ -63,3 +63,26 @@ fn what_a_dead_lab_left_is_removed_and_living_ones_stay() {
     assert!(!Path::new("/run/netns").join(dead).exists());
     assert!(Path::new("/run/netns").join(mine.name()).exists());
 }
+
+#[test]
+fn labs_that_start_together_remove_what_a_dead_one_left_without_failing() {
+    let parent = tempfile::tempdir().unwrap();
+    // Enough of them that two are at the same one, as virtual machines' tests were.
+    for number in 0..40 {
+        tool::run("ip", ["netns", "add", &format!("rackswarm-lab-4999998-{number}")]).unwrap();
+        std::fs::create_dir_all(parent.path().join(format!("rackswarm-lab-4999998-{number}/vm"))).unwrap();
+    }
+    let start = std::sync::Barrier::new(3);
+    std::thread::scope(|scope| {
+        let starts = [(); 3].map(|()| {
+            scope.spawn(|| {
+                start.wait();
+                leftovers::remove(parent.path())
+            })
+        });
+        let removed = starts.map(|start| start.join().unwrap().unwrap());
+        assert!(removed.iter().map(|removed| removed.folders).sum::<usize>() >= 40, "{removed:?}");
+    });
+    assert!(!tool::run("ip", ["netns", "list"]).unwrap().contains("rackswarm-lab-4999998-"));
+    assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+}
