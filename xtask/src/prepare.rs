@@ -135,16 +135,18 @@ pub(crate) fn build_image(places: &Places, kind: &str, out: &Path) -> Result<()>
     run::must(Command::new(places.rackswarm()).args(["image", "build", kind, "--out"]).arg(out))
 }
 
-/// rqbit from its registry, where the tests look for it. Not optimised, which would take twice as long to compile, and
-/// without its web pages and databases, which need more compilers.
+/// rqbit from its registry, where the tests look for it. Not optimised, which would take twice as long to compile, without
+/// what a debugger reads, which would take half as long again, and without its web pages and databases, which need more
+/// compilers.
 pub(crate) fn install_rqbit(places: &Places) -> Result<()> {
     let tools = places.target.join("tools");
     if tools.join("bin/rqbit").is_file() {
         return Ok(());
     }
     const LEAST: [&str; 3] = ["--no-default-features", "--features", "rust-tls"];
-    run::must(cargo().args(["install", "rqbit", "--locked", "--debug", "--root"]).arg(&tools).args(LEAST))
-        .context("rqbit cannot be had; its tests will say so")
+    let mut command = cargo();
+    command.args(["install", "rqbit", "--locked", "--debug", "--root"]).arg(&tools).args(LEAST);
+    run::must(command.env("CARGO_PROFILE_DEV_DEBUG", "0")).context("rqbit cannot be had; its tests will say so")
 }
 
 fn musl_is_there() -> bool {
