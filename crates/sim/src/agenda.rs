@@ -66,8 +66,12 @@ const SLOTS: u64 = 1 << 12;
 /// of a run with 10,000 nodes, mostly waiting for memory.
 #[derive(Debug)]
 pub(crate) struct Agenda {
-    /// The events of the slot `reached` and of those before it.
-    next: BinaryHeap<Entry>,
+    /// The events of the slot `reached`, the last first.
+    slot: Vec<Entry>,
+    /// What was arranged for that slot, or before, when it had been reached.
+    late: BinaryHeap<Entry>,
+    /// Nobody has asked yet what is in the slot.
+    has_turned: bool,
     wheel: Vec<Vec<Entry>>,
     /// Events in the wheel.
     turning: usize,
@@ -81,7 +85,9 @@ pub(crate) struct Agenda {
 impl Default for Agenda {
     fn default() -> Agenda {
         Agenda {
-            next: BinaryHeap::new(),
+            slot: Vec::new(),
+            late: BinaryHeap::new(),
+            has_turned: false,
             wheel: vec![Vec::new(); SLOTS as usize],
             turning: 0,
             far: BinaryHeap::new(),
@@ -103,7 +109,7 @@ impl Agenda {
     fn put(&mut self, entry: Entry) {
         let slot = entry.at >> SLOT_BITS;
         if slot <= self.reached {
-            self.next.push(entry);
+            self.late.push(entry);
         } else if slot < self.reached + SLOTS {
             self.wheel[(slot % SLOTS) as usize].push(entry);
             self.turning += 1;
@@ -123,19 +129,27 @@ impl Agenda {
     /// When the next event is.
     pub(crate) fn peek(&mut self) -> Option<Nanos> {
         self.turn();
-        self.next.peek().map(|entry| entry.at)
+        self.slot.last().max(self.late.peek()).map(|entry| entry.at)
     }
 
     pub(crate) fn next(&mut self) -> Option<Event> {
         self.turn();
-        let entry = self.next.pop()?;
+        let entry = if self.slot.last() >= self.late.peek() { self.slot.pop() } else { self.late.pop() }?;
         self.now = entry.at;
         Some(entry.event)
     }
 
+    /// The events of a slot that was reached since this was asked last, if any:
+    /// they happen next.
+    pub(crate) fn turned(&mut self) -> impl Iterator<Item = Event> + '_ {
+        let has_turned = std::mem::take(&mut self.has_turned);
+        let slot = if has_turned { self.slot.as_slice() } else { &[] };
+        slot.iter().rev().map(|entry| entry.event)
+    }
+
     /// Turns the wheel to the next slot that has events, if none are left.
     fn turn(&mut self) {
-        while self.next.is_empty() {
+        while self.slot.is_empty() && self.late.is_empty() {
             let far = self.far.peek().map(|entry| entry.at >> SLOT_BITS);
             self.reached = match far {
                 Some(far) if self.turning == 0 => far,
@@ -144,7 +158,9 @@ impl Agenda {
             };
             let slot = &mut self.wheel[(self.reached % SLOTS) as usize];
             self.turning -= slot.len();
-            self.next.extend(slot.drain(..));
+            self.slot.append(slot);
+            self.slot.sort_unstable();
+            self.has_turned = true;
             while self.far.peek().is_some_and(|entry| entry.at >> SLOT_BITS < self.reached + SLOTS) {
                 if let Some(entry) = self.far.pop() {
                     self.put(entry);

@@ -213,6 +213,19 @@ impl Engine {
         self.found(peers, chosen);
     }
 
+    /// Reads what the next step will need first of the engine itself, and changes
+    /// nothing. Who steps very many engines in turn waits for memory most of
+    /// the time; looked at beforehand together, they are waited for together.
+    /// The number has no meaning.
+    pub fn look(&self) -> usize {
+        self.links.len() ^ self.owed_near ^ self.news.len() ^ self.kin ^ self.picker.active_pieces() ^ self.mates.len()
+    }
+
+    /// The same of what belongs to one peer, after [`Engine::look`].
+    pub fn look_at(&self, peer: Peer) -> usize {
+        self.links.get(peer).map_or(0, crate::peer::Link::look)
+    }
+
     /// When to step with `Tick` if nothing else happens before.
     pub fn deadline(&self) -> Option<Duration> {
         (self.due < Time::MAX).then(|| self.due.duration())

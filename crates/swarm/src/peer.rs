@@ -45,77 +45,85 @@ pub(crate) struct Offer {
     pub(crate) at: Time,
 }
 
-/// One connection.
+/// One connection. Swarms of many nodes are simulated, and there the time goes
+/// into waiting for memory: what a search over all connections looks at comes
+/// first, in the lines of the cache that are named, and what is rarely needed
+/// last.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Link {
     pub(crate) peer: Peer,
-    pub(crate) id: PeerId,
-    pub(crate) address: SocketAddr,
-    pub(crate) side: Side,
-    pub(crate) speaks: Speaks,
-    pub(crate) kind: Kind,
-    /// It understands peer exchange.
-    pub(crate) exchanges: bool,
-    /// When it was last told of other peers.
-    pub(crate) exchanged: Time,
-    /// Where it listens, if it said so.
-    pub(crate) listen_port: Option<u16>,
     /// Its rack, as an index into the engine's list.
     pub(crate) rack: u16,
-    /// The lanes of its rack that it takes across, or asked to hear of.
-    pub(crate) lanes: u64,
-    /// Longest range that it serves as one request.
-    pub(crate) max_request: u32,
-    pub(crate) since: Time,
-    pub(crate) heard: Time,
-    pub(crate) said: Time,
-
-    pub(crate) has: Holding,
+    pub(crate) kind: Kind,
+    pub(crate) snubbed: bool,
+    /// It chooses by itself what to send to whom.
+    pub(crate) offers: bool,
+    pub(crate) on_parole: bool,
+    /// It takes nothing of what it asked for; others are served beside it.
+    pub(crate) stalled: bool,
+    /// What we asked for last has begun to come.
+    pub(crate) comes: bool,
+    /// Offers declined in a row.
+    pub(crate) declines: u8,
+    /// Times in a row that it did not answer, or refused what it claims.
+    pub(crate) strikes: u8,
+    proven: bool,
+    pub(crate) map_seen: bool,
     /// Pieces it has and we want.
     pub(crate) wanted: u32,
     /// Pieces we have and it misses.
     pub(crate) useful: u32,
-    pub(crate) map_seen: bool,
-    pub(crate) we_want: bool,
-    pub(crate) chokes_us: bool,
-    pub(crate) outstanding: Vec<Run>,
-    /// When the running transfer from kin was requested.
-    pub(crate) asked_at: Time,
-    /// What we asked for last has begun to come.
-    pub(crate) comes: bool,
-    /// When it last made progress on what it owes us.
-    pub(crate) owed_since: Time,
-    pub(crate) snubbed: bool,
-    /// Times in a row that it did not answer, or refused what it claims.
-    pub(crate) strikes: u8,
-    pub(crate) on_parole: bool,
-    proven: bool,
-    stale: VecDeque<Run>,
-
-    pub(crate) wants_us: bool,
-    pub(crate) we_choke: bool,
-    pub(crate) queue: VecDeque<Block>,
-    /// The piece of which parts were handed over and others are in the queue.
-    pub(crate) sending: Option<u32>,
     /// Bytes given to the driver and not reported sent.
     pub(crate) in_flight: u32,
-    /// When the driver last took or sent something.
-    pub(crate) sending_since: Time,
-    /// It takes nothing of what it asked for; others are served beside it.
-    pub(crate) stalled: bool,
-    /// When it was last served, as a running number.
-    pub(crate) served: u64,
-    pub(crate) offer: Option<Offer>,
-    /// No piece is offered to it before.
-    pub(crate) rests_until: Time,
-    /// It chooses by itself what to send to whom.
-    pub(crate) offers: bool,
+    /// The lanes of its rack that it takes across, or asked to hear of.
+    pub(crate) lanes: u64,
     /// When it will have sent what was asked of it, as far as we know.
     pub(crate) free_at: Time,
-    declined: [u32; DECLINED],
-    /// Offers declined in a row.
-    pub(crate) declines: u8,
+    /// No piece is offered to it before.
+    pub(crate) rests_until: Time,
 
+    // Second line.
+    pub(crate) said: Time,
+    pub(crate) heard: Time,
+    pub(crate) queue: VecDeque<Block>,
+    pub(crate) offer: Option<Offer>,
+
+    // Third.
+    pub(crate) has: Holding,
+    pub(crate) outstanding: Vec<Run>,
+    /// When it last made progress on what it owes us.
+    pub(crate) owed_since: Time,
+
+    // Fourth.
+    /// When the running transfer from kin was requested.
+    pub(crate) asked_at: Time,
+    /// When the driver last took or sent something.
+    pub(crate) sending_since: Time,
+    /// When it was last served, as a running number.
+    pub(crate) served: u64,
+    stale: VecDeque<Run>,
+    /// The piece of which parts were handed over and others are in the queue.
+    pub(crate) sending: Option<u32>,
+
+    declined: [u32; DECLINED],
+    pub(crate) since: Time,
+    /// When it was last told of other peers.
+    pub(crate) exchanged: Time,
+    /// Longest range that it serves as one request.
+    pub(crate) max_request: u32,
+    pub(crate) id: PeerId,
+    pub(crate) address: SocketAddr,
+    /// Where it listens, if it said so.
+    pub(crate) listen_port: Option<u16>,
+    pub(crate) side: Side,
+    pub(crate) speaks: Speaks,
+    /// It understands peer exchange.
+    pub(crate) exchanges: bool,
+    pub(crate) we_want: bool,
+    pub(crate) chokes_us: bool,
+    pub(crate) wants_us: bool,
+    pub(crate) we_choke: bool,
     pub(crate) foreign: Option<Box<Foreign>>,
     /// What one of ours said while we did not cooperate.
     pub(crate) hello: Option<Box<RackHello>>,
@@ -247,6 +255,11 @@ impl Link {
             foreign: Some(Box::default()),
             hello: None,
         }
+    }
+
+    /// Looks into each of the lines that a step may need.
+    pub(crate) fn look(&self) -> usize {
+        self.wanted as usize ^ self.queue.len() ^ self.outstanding.len() ^ self.stale.len() ^ self.has.word(0)
     }
 
     pub(crate) fn is_kin(&self) -> bool {

@@ -11,7 +11,7 @@ use swarm::Shape;
 use wire::peer::{BLOCK_BYTES, Block, Message};
 
 use super::ports::{HEADER_BYTES, Path, Ports, wire_bytes};
-use super::{Delivery, Network, Passed, Route, message_bytes};
+use super::{Delivery, Network, Party, Passed, Route, message_bytes};
 use crate::agenda::{Agenda, Event, Slab};
 use crate::scenario::Scenario;
 use crate::units::{Nanos, SECOND};
@@ -156,6 +156,9 @@ impl Network for Blocks {
             _ => {}
         }
     }
+
+    /// Small swarms fit into the cache.
+    fn concerns(&self, _: Event, _: &mut Vec<(Route, Party)>) {}
 
     fn ports(&mut self) -> &mut Ports {
         &mut self.ports

@@ -26,6 +26,13 @@ pub(crate) struct Route {
     pub(crate) to: u32,
 }
 
+/// Whom of a route something concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Party {
+    Sender,
+    Receiver,
+}
+
 /// What comes out of the network.
 #[derive(Debug)]
 pub(crate) enum Delivery {
@@ -59,6 +66,10 @@ pub(crate) trait Network {
 
     /// Something arranged by `say` or `send` has come.
     fn happen(&mut self, event: crate::agenda::Event, agenda: &mut Agenda, out: &mut Vec<Delivery>);
+
+    /// Whom an event that was arranged by `say` or `send` concerns, for a look
+    /// ahead that costs nothing where it names nobody.
+    fn concerns(&self, event: crate::agenda::Event, concerned: &mut Vec<(Route, Party)>);
 
     /// The ports, for faults.
     fn ports(&mut self) -> &mut ports::Ports;

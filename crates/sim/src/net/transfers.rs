@@ -8,7 +8,7 @@ use swarm::Shape;
 use wire::peer::{BLOCK_BYTES, Block, Message};
 
 use super::ports::{HEADER_BYTES, Ports, wire_bytes};
-use super::{Delivery, Network, Passed, Route, message_bytes};
+use super::{Delivery, Network, Party, Passed, Route, message_bytes};
 use crate::agenda::{Agenda, Event, Slab};
 use crate::scenario::Scenario;
 use crate::units::Nanos;
@@ -133,6 +133,19 @@ impl Network for Transfers {
             Event::Network(_, number) => self.arrived(number, agenda, out),
             _ => {}
         }
+    }
+
+    fn concerns(&self, event: Event, concerned: &mut Vec<(Route, Party)>) {
+        let (number, party) = match event {
+            Event::Messages(batch) => {
+                let routes = self.batches[batch as usize].iter().map(|(route, _)| (*route, Party::Receiver));
+                return concerned.extend(routes);
+            }
+            Event::Network(ARRIVED, number) => (number, Party::Receiver),
+            Event::Network(_, number) => (number, Party::Sender),
+            _ => return,
+        };
+        concerned.extend(self.transfers.get(number).map(|transfer| (transfer.route, party)));
     }
 
     fn ports(&mut self) -> &mut Ports {

@@ -19,7 +19,7 @@ use wire::peer::{BLOCK_BYTES, Block, Extended, Message, RackMessage, RackName};
 
 use crate::agenda::{Agenda, Event, Slab};
 use crate::chance::{Stream, below, draw};
-use crate::net::{Delivery, Network, Route};
+use crate::net::{Delivery, Network, Party, Route};
 use crate::report::{Report, Sample};
 use crate::scenario::{Nature, Scenario};
 use crate::trace::Trace;
@@ -79,6 +79,9 @@ pub(crate) struct World<N> {
     dials: Slab<SocketAddr>,
     out: Vec<Output>,
     deliveries: Vec<Delivery>,
+    /// Kept for their memory: whom the next events concern.
+    concerned: Vec<(Route, Party)>,
+    soon: Vec<(u32, Peer)>,
     rack_names: Vec<RackName>,
     /// The later pieces that equal a first one.
     twins: BTreeMap<u32, Vec<u32>>,
@@ -122,6 +125,7 @@ impl<N: Network> World<N> {
                 Some(at) if at <= self.deadline => {}
                 _ => break,
             }
+            self.look_ahead();
             let Some(event) = self.agenda.next() else { break };
             self.events += 1;
             self.happen(event);
@@ -134,6 +138,34 @@ impl<N: Network> World<N> {
         }
         self.settle();
         self.conclude()
+    }
+
+    /// Reads what the events of the next microseconds will need. Each concerns
+    /// another node, and what one needs lies in no cache: a step would wait for
+    /// it piece by piece. Many reads that do not depend on each other wait
+    /// together, so it is done in rounds, each one pointer further.
+    fn look_ahead(&mut self) {
+        let mut concerned = std::mem::take(&mut self.concerned);
+        let mut soon = std::mem::take(&mut self.soon);
+        for event in self.agenda.turned() {
+            match event {
+                Event::Tick(node) | Event::Stored(node, ..) => soon.push((node, Peer(u32::MAX))),
+                event => self.net.concerns(event, &mut concerned),
+            }
+        }
+        soon.extend(concerned.drain(..).map(|(route, party)| {
+            let receives = party == Party::Receiver;
+            let end = usize::from(route.end) ^ usize::from(receives);
+            let node = if receives { route.to } else { route.from };
+            (node, Peer(self.links[route.link as usize].peers[end]))
+        }));
+        let nodes = &self.nodes;
+        let mut seen = soon.iter().fold(0, |seen, (node, _)| seen ^ nodes[*node as usize].look());
+        seen ^= soon.iter().fold(0, |seen, (node, _)| seen ^ nodes[*node as usize].brain.look());
+        seen ^= soon.iter().fold(0, |seen, (node, peer)| seen ^ nodes[*node as usize].brain.look_at(*peer));
+        std::hint::black_box(seen);
+        soon.clear();
+        (self.concerned, self.soon) = (concerned, soon);
     }
 
     /// Lets what is under way arrive, so that the accounts can be closed.

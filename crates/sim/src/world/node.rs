@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use swarm::{Engine, Input, Output, PieceSet};
+use swarm::{Engine, Input, Output, Peer, PieceSet};
 use wire::peer::{Block, Message, PeerId};
 
 use crate::foreign::Foreign;
@@ -29,6 +29,21 @@ impl Brain {
         match self {
             Brain::Ours(engine) => engine.deadline().map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)),
             Brain::Foreign(client) => client.deadline(),
+        }
+    }
+
+    /// Reads what a step will need first, and what it will need of this peer.
+    pub(crate) fn look(&self) -> usize {
+        match self {
+            Brain::Ours(engine) => engine.look(),
+            Brain::Foreign(_) => 0,
+        }
+    }
+
+    pub(crate) fn look_at(&self, peer: Peer) -> usize {
+        match self {
+            Brain::Ours(engine) => engine.look_at(peer),
+            Brain::Foreign(_) => 0,
         }
     }
 
@@ -128,6 +143,11 @@ impl Node {
             kept: 0,
             carried: 0,
         }
+    }
+
+    /// Reads what a step will need of the node itself.
+    pub(crate) fn look(&self) -> usize {
+        self.lives as usize ^ self.tick_at as usize ^ self.links.len() ^ self.owed.len() ^ self.truth.count() as usize
     }
 
     /// It keeps the rules, so it must not be punished and must finish.

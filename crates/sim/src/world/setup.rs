@@ -51,6 +51,8 @@ impl<N: Network> World<N> {
             dials: Slab::default(),
             out: Vec::new(),
             deliveries: Vec::new(),
+            concerned: Vec::new(),
+            soon: Vec::new(),
             rack_names: (0..scenario.fabric.racks).filter_map(|rack| RackName::new(&format!("r{rack}")).ok()).collect(),
             twins: content.twins,
             twin_set: content.twin_set,

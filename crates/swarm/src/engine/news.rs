@@ -41,6 +41,10 @@ impl News {
         News { arrivals: Vec::new(), due: Time::MAX }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.arrivals.len()
+    }
+
     fn add(&mut self, arrival: Arrival, by: Time) {
         self.arrivals.push(arrival);
         self.due = self.due.min(by);
