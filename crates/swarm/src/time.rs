@@ -3,6 +3,10 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+/// Of a second. Almost everything fits into 64 bits, and dividing more takes
+/// many times as long; the rest is reckoned in 128.
+const NANOS: u64 = 1_000_000_000;
+
 /// Nanoseconds since the driver's origin; good for five centuries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Time(u64);
@@ -19,7 +23,8 @@ impl Time {
 
 impl From<Duration> for Time {
     fn from(since: Duration) -> Time {
-        Time(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+        let seconds = since.as_secs().saturating_mul(NANOS);
+        Time(seconds.saturating_add(since.subsec_nanos().into()))
     }
 }
 
@@ -46,14 +51,19 @@ pub(crate) fn time_for(bytes: u64, rate: u64) -> Duration {
     if rate == 0 {
         return Duration::ZERO;
     }
-    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    let nanos = match bytes.checked_mul(NANOS) {
+        Some(bytes) => bytes / rate,
+        None => u64::try_from(u128::from(bytes) * u128::from(NANOS) / u128::from(rate)).unwrap_or(u64::MAX),
+    };
+    Duration::from_nanos(nanos)
 }
 
 /// How many bytes go through in this time.
 pub(crate) fn bytes_in(time: Duration, rate: u64) -> u64 {
-    let bytes = time.as_nanos() * u128::from(rate) / 1_000_000_000;
-    u64::try_from(bytes).unwrap_or(u64::MAX)
+    match Time::from(time).0.checked_mul(rate) {
+        Some(bytes) => bytes / NANOS,
+        None => u64::try_from(time.as_nanos() * u128::from(rate) / u128::from(NANOS)).unwrap_or(u64::MAX),
+    }
 }
 
 #[cfg(test)]
@@ -73,5 +83,8 @@ mod tests {
         assert_eq!(time_for(500, 1000), Duration::from_millis(500));
         assert_eq!(bytes_in(Duration::from_millis(500), 1000), 500);
         assert_eq!(time_for(500, 0), Duration::ZERO);
+        assert_eq!(time_for(u64::MAX, u64::MAX / 3), Duration::from_secs(3), "more than 64 bits in between");
+        assert_eq!(bytes_in(Duration::from_secs(30), u64::MAX / 30), u64::MAX / 30 * 30);
+        assert_eq!(bytes_in(Duration::MAX, 1 << 20), u64::MAX);
     }
 }
