@@ -145,6 +145,15 @@ impl Machines {
             .ok_or_else(|| anyhow!("the lab has no machine called {name}"))
     }
 
+    /// Changes the hardware of a machine that is off, such as its disks.
+    ///
+    /// # Errors
+    /// When the definition cannot be written or is wrong.
+    pub fn redefine(&self, machine: &Machine) -> Result<()> {
+        self.get(&machine.name)?;
+        write_definition(machine)
+    }
+
     /// Takes the power from all machines and waits until they have ended.
     ///
     /// # Errors

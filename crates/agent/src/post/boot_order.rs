@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::Root;
 use super::mount::Mount;
-use super::partitions::WrittenDisk;
+use super::partitions::{Partition, WrittenDisk};
 use super::variables::{BootEntries, LeadsTo, Number};
 use crate::command::Run;
 use crate::{Error, Stop};
@@ -36,60 +36,62 @@ const LOADERS: &[&str] = &["shimaa64.efi", "grubaa64.efi", "systemd-bootaa64.efi
 #[cfg(target_arch = "aarch64")]
 const FALLBACK: &str = "BOOTAA64.EFI";
 
-/// Puts the written disk first. Nothing is said on a machine that was not started by UEFI, where no program can set it.
-pub(super) fn act(disk: &WrittenDisk, stop: &Stop) -> Result<Option<String>, Error> {
+/// Puts the written disks first, in their order. Nothing is said on a machine that was not started by UEFI, where no program can set it.
+pub(super) fn act(disks: &[WrittenDisk], stop: &Stop) -> Result<Option<String>, Error> {
     if !Path::new(FIRMWARE).is_dir() {
         return Ok(None);
     }
-    let said = set(disk, stop).unwrap_or_else(|error| {
+    let said = set(disks, stop).unwrap_or_else(|error| {
         format!("the firmware's boot order could not be set and stays as it is: {error}; {}", Kept::RECOVERY)
     });
     Ok(Some(said))
 }
 
-fn set(disk: &WrittenDisk, stop: &Stop) -> Result<String, Error> {
+fn set(disks: &[WrittenDisk], stop: &Stop) -> Result<String, Error> {
     show_variables()?;
-    let loader = Loader::find(disk)?;
+    let loaders = disks.iter().map(Loader::find).collect::<Result<Vec<_>, _>>()?;
     let variables = Path::new(VARIABLES);
     let before = BootEntries::read(variables)?;
-    let plan = Plan::new(&before, &loader);
+    let plan = Plan::new(&before, &loaders);
     let manage = || Run::new("efibootmgr", LIMIT).args(["--quiet"]);
     for number in &plan.remove {
         manage().args(["--bootnum", &number.to_string(), "--delete-bootnum"]).text(stop)?;
     }
-    if plan.ours.is_none() {
+    for (disk, loader) in disks.iter().zip(&loaders).filter(|(_, loader)| entry_of(&before, loader).is_none()) {
         let partition = loader.number.to_string();
         let what = ["--create", "--disk", &disk.path.display().to_string(), "--part", &partition].map(str::to_owned);
         manage().args(what).args(["--loader", &loader.file, "--label", LABEL]).text(stop)?;
     }
     let made = BootEntries::read(variables)?;
-    let Some(ours) = entry_of(&made, &loader) else {
+    let kept: Option<Vec<Number>> = loaders.iter().map(|loader| entry_of(&made, loader)).collect();
+    let Some(ours) = kept else {
         return Ok(format!("the firmware took an entry for its disk and did not keep it; {}", Kept::RECOVERY));
     };
-    let order = standing_order(&made, ours);
+    let order = standing_order(&made, &ours);
     if order != made.order {
         let list: Vec<String> = order.iter().map(ToString::to_string).collect();
         manage().args(["--bootorder", &list.join(",")]).text(stop)?;
     }
     let after = BootEntries::read(variables)?;
-    let unchanged = plan.ours.is_some() && plan.remove.is_empty() && before.order == order;
-    Ok(Kept::judge(&after, ours, &order).sentence(&after, unchanged, &loader))
+    let unchanged = plan.ours.len() == loaders.len() && plan.remove.is_empty() && before.order == order;
+    Ok(Kept::judge(&after, &ours, &order).sentence(&after, unchanged, &loaders))
 }
 
 /// What is to be done to the entries.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
-    /// The entry that leads to the loader already; flash wears out, so it stays.
-    ours: Option<Number>,
+    /// The entries that lead to the loaders already; flash wears out, so they stay.
+    ours: Vec<Number>,
     /// Entries of ours that lead elsewhere.
     remove: Vec<Number>,
 }
 
 impl Plan {
-    fn new(before: &BootEntries, loader: &Loader) -> Self {
-        let ours = entry_of(before, loader);
-        let stale = before.entries.iter().filter(|(number, entry)| entry.label == LABEL && Some(**number) != ours);
-        Self { ours, remove: stale.map(|(number, _)| *number).collect() }
+    fn new(before: &BootEntries, loaders: &[Loader]) -> Self {
+        let ours: Vec<Number> = loaders.iter().filter_map(|loader| entry_of(before, loader)).collect();
+        let labelled = before.entries.iter().filter(|(_, entry)| entry.label == LABEL).map(|(number, _)| *number);
+        let remove = labelled.filter(|number| !ours.contains(number)).collect();
+        Self { ours, remove }
     }
 }
 
@@ -101,14 +103,14 @@ fn entry_of(entries: &BootEntries, loader: &Loader) -> Option<Number> {
     found.map(|(number, _)| *number)
 }
 
-/// The disk first, then the network (the way of this boot before other cards), then everything else as it was.
-fn standing_order(entries: &BootEntries, ours: Number) -> Vec<Number> {
+/// The disks first, then the network (the way of this boot before other cards), then everything else as it was.
+fn standing_order(entries: &BootEntries, ours: &[Number]) -> Vec<Number> {
     let network = |number: &Number| entries.entries.get(number).is_some_and(|e| e.leads_to == LeadsTo::Network);
     let current = entries.current.filter(|number| network(number));
     let cards = entries.order.iter().copied().filter(network);
     let others = entries.order.iter().copied().filter(|number| !network(number));
     let mut order: Vec<Number> = Vec::new();
-    for number in std::iter::once(ours).chain(current).chain(cards).chain(others) {
+    for number in ours.iter().copied().chain(current).chain(cards).chain(others) {
         if !order.contains(&number) {
             order.push(number);
         }
@@ -126,17 +128,20 @@ enum Kept {
 impl Kept {
     const RECOVERY: &str = "should it boot from the network again, it is sent to its disk";
 
-    fn judge(after: &BootEntries, ours: Number, order: &[Number]) -> Self {
-        let there = after.entries.get(&ours).is_some_and(|entry| entry.active);
+    fn judge(after: &BootEntries, ours: &[Number], order: &[Number]) -> Self {
+        let there = ours.iter().all(|ours| after.entries.get(ours).is_some_and(|entry| entry.active));
         if there && after.order == order { Self::Order } else { Self::Changed }
     }
 
-    fn sentence(&self, after: &BootEntries, unchanged: bool, loader: &Loader) -> String {
+    fn sentence(&self, after: &BootEntries, unchanged: bool, loaders: &[Loader]) -> String {
         let order: Vec<String> = after.order.iter().map(|number| after.describe(*number)).collect();
         let order = if order.is_empty() { "nothing".to_owned() } else { order.join(", ") };
         match self {
             Self::Order if unchanged => format!("the boot order is as it should be, read from the firmware: {order}"),
-            Self::Order => format!("set and read back from the firmware: {order}; the first starts {}", loader.file),
+            Self::Order => {
+                let files: Vec<&str> = loaders.iter().map(|loader| loader.file.as_str()).collect();
+                format!("set and read back from the firmware: {order}; started is {}", files.join(", else "))
+            }
             Self::Changed => {
                 format!("the firmware did not keep the boot order, it says now: {order}; {}", Self::RECOVERY)
             }
@@ -161,7 +166,9 @@ impl Loader {
         let missing = |what: &str| super::wrong("boot_order", format!("the image has {what}"));
         let (number, id) = disk.efi_system_partition().ok_or_else(|| missing("no EFI system partition"))?;
         let partition = disk.partition(Some(number)).ok_or_else(|| missing("no such partition any more"))?;
-        let mounted = Mount::of(partition, "", MountFlags::RDONLY)?;
+        // A member of a mirror of them tells that it is one, and begins as a file system all the same.
+        let partition = Partition { kind: Some("vfat".to_owned()), ..partition.clone() };
+        let mounted = Mount::of(&partition, "", MountFlags::RDONLY)?;
         let file = loader_on(&Root::at(mounted.point())?);
         let file = file.ok_or_else(|| missing("no loader on its EFI system partition"))?;
         Ok(Self { number, partition: id, file })
@@ -215,25 +222,31 @@ mod tests {
     #[test]
     fn the_disk_comes_first_then_the_network_then_the_rest_as_it_was() {
         let list = [(0, "Setup", Some(r"\s")), (1, "card 1", None), (2, "card 2", None), (7, LABEL, Some(FILE))];
-        let order = |order: &[u16], current| numbers(&standing_order(&entries(order, current, &list), Number(7)));
+        let order = |order: &[u16], current| numbers(&standing_order(&entries(order, current, &list), &[Number(7)]));
         assert_eq!(order(&[0, 1, 2, 7], 2), [7, 2, 1, 0]);
         assert_eq!(order(&[1, 2, 0], 0), [7, 1, 2, 0]);
         assert_eq!(order(&[7, 1, 1, 2, 0], 1), [7, 1, 2, 0]);
         // An entry that firmware did not put in its order, as after a boot by hand.
         assert_eq!(order(&[], 1), [7, 1]);
+        // The members of a mirror, one after the other.
+        let both = standing_order(&entries(&[1, 0, 7], 1, &list), &[Number(7), Number(0)]);
+        assert_eq!(numbers(&both), [7, 0, 1]);
     }
 
     #[test]
     fn an_entry_that_is_right_stays_and_older_ones_of_ours_go() {
         let list = [(1, "card", None), (3, LABEL, Some(r"\EFI\old.efi")), (7, LABEL, Some(r"\efi\boot\bootx64.efi"))];
-        let plan = Plan::new(&entries(&[3, 7, 1], 1, &list), &loader());
-        assert_eq!(plan, Plan { ours: Some(Number(7)), remove: vec![Number(3)] });
+        let plan = Plan::new(&entries(&[3, 7, 1], 1, &list), &[loader()]);
+        assert_eq!(plan, Plan { ours: vec![Number(7)], remove: vec![Number(3)] });
         let elsewhere = Loader { partition: Uuid::from_u128(1), ..loader() };
-        let plan = Plan::new(&entries(&[3, 7, 1], 1, &list), &elsewhere);
-        assert_eq!(plan, Plan { ours: None, remove: vec![Number(3), Number(7)] });
+        let plan = Plan::new(&entries(&[3, 7, 1], 1, &list), std::slice::from_ref(&elsewhere));
+        assert_eq!(plan, Plan { ours: vec![], remove: vec![Number(3), Number(7)] });
+        // The second disk of a mirror has none yet.
+        let plan = Plan::new(&entries(&[3, 7, 1], 1, &list), &[elsewhere, loader()]);
+        assert_eq!(plan, Plan { ours: vec![Number(7)], remove: vec![Number(3)] });
         // What an operator or a system named otherwise is not ours.
         let foreign = [(4, "debian", Some(FILE))];
-        assert_eq!(Plan::new(&entries(&[4], 4, &foreign), &loader()), Plan { ours: None, remove: vec![] });
+        assert_eq!(Plan::new(&entries(&[4], 4, &foreign), &[loader()]), Plan { ours: vec![], remove: vec![] });
     }
 
     #[test]
@@ -241,12 +254,12 @@ mod tests {
         let list = [(1, "card", None), (7, LABEL, Some(FILE))];
         let wanted = [Number(7), Number(1)];
         let kept = entries(&[7, 1], 1, &list);
-        let judged = Kept::judge(&kept, Number(7), &wanted);
-        assert!(judged.sentence(&kept, false, &loader()).starts_with("set and read back"));
-        assert!(judged.sentence(&kept, true, &loader()).contains("as it should be"));
+        let judged = Kept::judge(&kept, &[Number(7)], &wanted);
+        assert!(judged.sentence(&kept, false, &[loader()]).starts_with("set and read back"));
+        assert!(judged.sentence(&kept, true, &[loader()]).contains("as it should be"));
         for changed in [entries(&[1, 7], 1, &list), entries(&[7, 1], 1, &list[..1])] {
-            let judged = Kept::judge(&changed, Number(7), &wanted);
-            let sentence = judged.sentence(&changed, false, &loader());
+            let judged = Kept::judge(&changed, &[Number(7)], &wanted);
+            let sentence = judged.sentence(&changed, false, &[loader()]);
             assert!(sentence.contains("did not keep") && sentence.contains("sent to its disk"), "{sentence}");
         }
     }

@@ -135,7 +135,7 @@ impl LaidRoot {
                 said.push(format!("BIOS on {}", target.path));
             }
         }
-        if let Some(esp) = esp(layout) {
+        if let Some(esp) = layout.esp().and_then(|mount| mount.at.as_deref()) {
             // The standing order is the agent's, set when everything is closed; firmware without entries starts the copy.
             self.inside("grub-install", LOADER_LIMIT)
                 .args(["--target=x86_64-efi", "--no-nvram", "--force-extra-removable"])
@@ -187,13 +187,4 @@ fn uuid(device: &str, stop: &Stop) -> Result<String, Error> {
     let found = probe(&[device], LOOK_LIMIT, stop)?;
     let uuid = found.into_iter().next().and_then(|found| found.uuid);
     uuid.ok_or_else(|| Error::Layout(format!("{device} has no UUID")))
-}
-
-/// Where the EFI system partition is mounted.
-fn esp(layout: &Layout) -> Option<&str> {
-    let is_esp = |name: &str| {
-        let parts = layout.disks.iter().flat_map(|disk| disk.partitions.iter().map(move |part| (disk, part)));
-        parts.into_iter().any(|(disk, part)| part.role == Role::Esp && format!("{}.{}", disk.name, part.name) == name)
-    };
-    layout.mounts.iter().find(|mount| is_esp(&mount.on))?.at.as_deref()
 }

@@ -123,7 +123,7 @@ pub fn run(subject: &Subject, stop: &Stop, done: &Done<'_>) -> Result<(), Error>
     make_own(subject, mounted.root(), stop, done)?;
     mounted.unmount().map_err(|error| of_action("unmount", error))?;
     if subject.own_machine {
-        timed("boot_order", stop, done, || boot_order::act(&disk, stop))?;
+        timed("boot_order", stop, done, || boot_order::act(std::slice::from_ref(&disk), stop))?;
     }
     Ok(())
 }
@@ -132,10 +132,19 @@ pub fn run(subject: &Subject, stop: &Stop, done: &Done<'_>) -> Result<(), Error>
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn run_laid(subject: &Subject, laid: LaidRoot, stop: &Stop, done: &Done<'_>) -> Result<(), Error> {
+pub(crate) fn run_laid(
+    subject: &Subject,
+    laid: LaidRoot,
+    starting: &[PathBuf],
+    stop: &Stop,
+    done: &Done<'_>,
+) -> Result<(), Error> {
     make_own(subject, laid.root(), stop, done)?;
     laid.close()?;
-    timed("boot_order", stop, done, || boot_order::act(&WrittenDisk::open(&subject.disk, limit(subject), stop)?, stop))
+    timed("boot_order", stop, done, || {
+        let open = |disk: &PathBuf| WrittenDisk::open(disk, limit(subject), stop);
+        boot_order::act(&starting.iter().map(open).collect::<Result<Vec<_>, _>>()?, stop)
+    })
 }
 
 /// All actions on the mounted system.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,13 +64,14 @@ impl Life<'_, Assignment> {
         let sink = Arc::new(blocking(move || DiskSink::create(&archive, manifest)).await??);
         self.receive(sink).await?;
 
-        let subject = self.subject(Path::new(&loader_disk(layout, &targets)));
+        let starting = loader_disks(layout, &targets);
+        let subject = self.subject(starting.first().ok_or_else(|| Error::Defect("a layout without disks".into()))?);
         let (stop, done) = (self.stop.clone(), self.done());
         let layout = layout.clone();
         blocking(move || {
             laid.unpack(&stop, &done)?;
             laid.make_start(&layout, &targets, &keys, &stop, &done)?;
-            post::run_laid(&subject, laid, &stop, &done)
+            post::run_laid(&subject, laid, &starting, &stop, &done)
         })
         .await??;
         self.last_words().await
@@ -119,10 +120,16 @@ impl Life<'_, Assignment> {
     }
 }
 
-/// The disk that the firmware starts: the one with the EFI system partition, else the first.
-fn loader_disk(layout: &Layout, targets: &[Target]) -> String {
-    let index = layout.disks.iter().position(|disk| disk.has(fleet::layout::Role::Esp)).unwrap_or(0);
-    targets.get(index).map_or_else(String::new, |target| target.path.clone())
+/// The disks that firmware starts: those with the EFI system partition that the system knows, else the first.
+fn loader_disks(layout: &Layout, targets: &[Target]) -> Vec<PathBuf> {
+    let known = layout.esp().map(|mount| mount.on.as_str()).unwrap_or_default();
+    let mirror = layout.arrays.iter().find(|array| array.name == known);
+    let parts = mirror.map_or_else(|| vec![known], |array| array.members.iter().map(String::as_str).collect());
+    let starts =
+        |target: &&Target| parts.iter().any(|part| part.split_once('.').is_some_and(|(disk, _)| disk == target.name));
+    let starting: Vec<&Target> = targets.iter().filter(starts).collect();
+    let starting = if starting.is_empty() { targets.iter().take(1).collect() } else { starting };
+    starting.into_iter().map(|target| PathBuf::from(&target.path)).collect()
 }
 
 /// Made on the node, kept in the deployed system's file only.
@@ -136,6 +143,23 @@ fn new_key() -> Vec<u8> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_member_of_a_mirror_that_firmware_reads_is_started_from() {
+        let part = |disk: &str| {
+            format!(
+                "[[disk]]\nname = \"{disk}\"\npartition = [{{ name = \"esp\", size = \"64MiB\", role = \"esp\" }}]\n"
+            )
+        };
+        let disks = part("a") + &part("b");
+        let mirror = "[[raid]]\nname = \"efi\"\nlevel = 1\nmembers = [\"a.esp\", \"b.esp\"]\n";
+        let mount = |on: &str| format!("[[mount]]\non = \"{on}\"\nkind = \"vfat\"\nat = \"/boot/efi\"\n");
+        let targets = ["a", "b"].map(|name| Target { name: name.into(), path: format!("/dev/{name}"), size_bytes: 0 });
+        let starting = |text: &str| loader_disks(&toml::from_str(text).unwrap(), &targets);
+        assert_eq!(starting(&format!("{disks}{mirror}{}", mount("efi"))), [Path::new("/dev/a"), Path::new("/dev/b")]);
+        assert_eq!(starting(&format!("{disks}{}", mount("b.esp"))), [Path::new("/dev/b")]);
+        assert_eq!(starting(&format!("{disks}{}", mount("elsewhere"))), [Path::new("/dev/a")]);
+    }
 
     #[test]
     fn every_key_is_another() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use super::{ALIGNMENT_BYTES, Extent, Kind, Layout, Mount, Role, Table};
+use super::{ALIGNMENT_BYTES, Array, Extent, Kind, Layout, Mount, Role, Table};
 use crate::disk::Size;
 
 /// Most disks, partitions of a disk, arrays, groups, volumes of a group, and file systems.
@@ -54,8 +54,15 @@ impl Layout {
                     array.name, array.level
                 ));
             }
-            take_all(&names, &mut taken, &array.members, &format!("array `{}`", array.name))?;
-            add(&mut names, array.name.clone(), What::Array)?;
+            let user = format!("array `{}`", array.name);
+            if self.mirrors_esp(array) {
+                // Firmware reads each member by itself, so the array is one to everything else as well.
+                claim(&mut taken, &array.members, &user)?;
+                add(&mut names, array.name.clone(), What::Partition(Role::Esp))?;
+            } else {
+                take_all(&names, &mut taken, &array.members, &user)?;
+                add(&mut names, array.name.clone(), What::Array)?;
+            }
         }
         for locked in &self.locked {
             let user = format!("encrypted device `{}`", locked.name);
@@ -80,7 +87,7 @@ impl Layout {
             }
         }
         self.check_mounts(&names, &mut taken)?;
-        self.check_boot(&names, uefi)
+        self.check_boot(uefi)
     }
 
     fn check_counts(&self) -> Result<(), Wrong> {
@@ -177,7 +184,7 @@ impl Layout {
     }
 
     /// Firmware reads what a boot loader needs before anything is unlocked or put together by a kernel.
-    fn check_boot(&self, names: &BTreeMap<String, What>, uefi: bool) -> Result<(), Wrong> {
+    fn check_boot(&self, uefi: bool) -> Result<(), Wrong> {
         let parts = || self.disks.iter().flat_map(|disk| disk.partitions.iter().map(move |part| (disk, part)));
         for (disk, part) in parts() {
             let name = format!("{}.{}", disk.name, part.name);
@@ -190,9 +197,7 @@ impl Layout {
                 _ => {}
             }
         }
-        let esp_at = |mount: &&Mount| names.get(&mount.on) == Some(&What::Partition(Role::Esp));
-        let has_esp = self.mounts.iter().find(esp_at).is_some_and(|mount| mount.kind == Kind::Vfat);
-        if uefi && !has_esp {
+        if uefi && self.esp().is_none_or(|mount| mount.kind != Kind::Vfat) {
             return wrong("UEFI machines need a partition with role = \"esp\" and vfat on it, mounted at /boot/efi");
         }
         let has_bios_boot = parts().any(|(_, part)| part.role == Role::BiosBoot);
@@ -208,6 +213,27 @@ impl Layout {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Whether an array keeps EFI system partitions equal: a mirror of nothing else.
+    #[must_use]
+    pub fn mirrors_esp(&self, array: &Array) -> bool {
+        let is_esp = |name: &String| self.role(name) == Some(Role::Esp);
+        array.level == 1 && !array.members.is_empty() && array.members.iter().all(is_esp)
+    }
+
+    /// The file system that the firmware starts the boot loader from.
+    #[must_use]
+    pub fn esp(&self) -> Option<&Mount> {
+        let is_mirror = |name: &str| self.arrays.iter().any(|array| array.name == name && self.mirrors_esp(array));
+        self.mounts.iter().find(|mount| self.role(&mount.on) == Some(Role::Esp) || is_mirror(&mount.on))
+    }
+
+    /// What a partition is to firmware.
+    fn role(&self, name: &str) -> Option<Role> {
+        let (disk, part) = name.split_once('.')?;
+        let disk = self.disks.iter().find(|other| other.name == disk)?;
+        Some(disk.partitions.iter().find(|other| other.name == part)?.role)
     }
 
     /// Whether anything below this device is encrypted.
@@ -288,11 +314,18 @@ fn take_all(
             Some(What::Partition(Role::Esp | Role::BiosBoot)) => {
                 return wrong(format!("{user} cannot be made of `{name}`, which firmware or boot loader read"));
             }
-            Some(_) if !taken.insert(name.clone()) => return wrong(format!("`{name}` is used twice, also by {user}")),
-            Some(_) => {}
+            Some(_) => claim(taken, std::slice::from_ref(name), user)?,
         }
     }
     Ok(())
+}
+
+/// Nothing is used twice.
+fn claim(taken: &mut BTreeSet<String>, wanted: &[String], user: &str) -> Result<(), Wrong> {
+    match wanted.iter().find(|name| !taken.insert((*name).clone())) {
+        Some(name) => wrong(format!("`{name}` is used twice, also by {user}")),
+        None => Ok(()),
+    }
 }
 
 fn take_file_system(

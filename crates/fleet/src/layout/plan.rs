@@ -198,11 +198,13 @@ impl Build {
     fn make_arrays(&mut self, layout: &Layout) {
         for (number, array) in layout.arrays.iter().enumerate() {
             let device = format!("/dev/md{number}");
+            // With its description at the end each member begins as a file system does, which is what firmware reads.
+            let metadata = if layout.mirrors_esp(array) { "1.0" } else { "1.2" };
             let mut arguments = vec![
                 "--create".into(),
                 device.clone(),
                 "--run".into(),
-                "--metadata=1.2".into(),
+                format!("--metadata={metadata}"),
                 "--homehost=any".into(),
                 format!("--name={}", array.name),
                 format!("--level={}", array.level),

@@ -43,7 +43,8 @@ impl Layout {
         }
         let of = |sizes: &BTreeMap<String, u64>, name: &String| sizes.get(name).copied().unwrap_or_default();
         for array in &self.arrays {
-            let members = array.members.iter().map(|name| data_of_member(of(&sizes, name)));
+            let data = if self.mirrors_esp(array) { data_before_end } else { data_of_member };
+            let members = array.members.iter().map(|name| data(of(&sizes, name)));
             let count = array.members.len() as u64;
             let smallest = members.clone().min().unwrap_or_default();
             let size_bytes = match array.level {
@@ -98,6 +99,11 @@ fn share<'a>(
         sizes.insert(format!("{whose}{name}"), size.bytes().unwrap_or(left / ALIGNMENT_BYTES * ALIGNMENT_BYTES));
     }
     Ok(())
+}
+
+/// What a member gives to an array whose description lies at the end.
+fn data_before_end(size_bytes: u64) -> u64 {
+    size_bytes.saturating_sub(ALIGNMENT_BYTES)
 }
 
 /// What a member gives to its array.
@@ -176,6 +182,7 @@ mod tests {
             assert_eq!(data_of_member(member_mib << 20), array_mib << 20);
         }
         assert_eq!(data_of_member(0), 0);
+        assert_eq!((data_before_end(64 << 20), data_before_end(0)), (63 << 20, 0));
     }
 
     #[test]

@@ -140,6 +140,36 @@ fn volumes_on_a_lock_on_a_mirror_are_built_from_below_and_closed_from_above() {
     assert_eq!(points, [Some("/"), Some("/srv"), Some("/boot"), Some("/boot/efi"), None]);
 }
 
+/// Both disks have an EFI system partition, and a mirror keeps them equal.
+fn mirrored_esp() -> String {
+    let second = "{ name = \"esp\", size = \"100MiB\", role = \"esp\" },\n    { name = \"spare\", size = \"512MiB\" },";
+    let array = "[[raid]]\nname = \"efi\"\nlevel = 1\nmembers = [\"a.esp\", \"b.esp\"]\n[[luks]]";
+    NESTED
+        .replace("{ name = \"spare\", size = \"612MiB\" },", second)
+        .replace("[[luks]]", array)
+        .replace("on = \"a.esp\"", "on = \"efi\"")
+}
+
+#[test]
+fn a_mirror_of_efi_system_partitions_is_one_that_firmware_reads_by_its_members() {
+    let targets = [target("a", "/dev/sda", 32), target("b", "/dev/sdb", 32)];
+    let mirrored = layout(&mirrored_esp());
+    let plan = plan(&mirrored, &targets, true).unwrap();
+    let lines = lines(&plan.steps);
+    assert!(
+        lines.iter().any(|line| line.contains("--metadata=1.0") && line.ends_with("/dev/sda1 /dev/sdb1")),
+        "{lines:?}"
+    );
+    assert!(
+        lines.iter().any(|line| line.contains("--metadata=1.2") && line.ends_with("/dev/sda3 /dev/sdb3")),
+        "{lines:?}"
+    );
+    assert!(lines.contains(&"mkfs.vfat -F 32 /dev/md1".to_owned()), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("--typecode=1:ef00")).count(), 2, "firmware finds both");
+    assert_eq!(mirrored.esp().map(|mount| mount.on.as_str()), Some("efi"));
+    assert!(mirrored.firmware().uefi);
+}
+
 #[test]
 fn an_mbr_disk_is_divided_by_a_script_and_marks_what_is_booted() {
     let text = r#"
@@ -213,6 +243,21 @@ fn each_mistake_has_its_sentence() {
         (NESTED, "key_file = \"/etc/cryptsetup-keys.d/secret.key\"", "key_file = \"secret\"", "must be a path"),
     ] {
         let sentence = change(text, from, to);
+        assert!(sentence.contains(word), "{to}: {sentence}");
+    }
+    let mirrored = mirrored_esp();
+    for (from, to, word) in [
+        (
+            "members = [\"a.esp\", \"b.esp\"]",
+            "members = [\"a.esp\", \"b.spare\"]",
+            "which firmware or boot loader read",
+        ),
+        ("name = \"efi\"\nlevel = 1", "name = \"efi\"\nlevel = 0", "which firmware or boot loader read"),
+        ("on = \"efi\"\nkind = \"vfat\"", "on = \"efi\"\nkind = \"ext4\"", "has vfat"),
+        ("on = \"efi\"", "on = \"a.esp\"", "is used twice"),
+        ("on = \"mirror\"", "on = \"efi\"", "which firmware or boot loader read"),
+    ] {
+        let sentence = change(&mirrored, from, to);
         assert!(sentence.contains(word), "{to}: {sentence}");
     }
     let no_esp = PLAIN.replace("role = \"esp\"", "role = \"data\"");
